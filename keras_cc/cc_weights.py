@@ -1,0 +1,152 @@
+"""The connection's weights in a file of their own, options beside them."""
+
+import json
+import os
+import tempfile
+
+import keras
+import numpy as np
+from keras import ops
+
+FORMAT = 1
+_BACKBONE_FACTS = ("num_layers", "hidden_dim", "intermediate_dim", "vocabulary_size")
+
+
+def save(model, path):
+    """What `CCCausalLM.save_cc_weights` does, see there."""
+    path = os.fspath(path)
+    write = _by_ending(path, {".safetensors": _write_safetensors, ".weights.h5": _write_h5})
+    if model.connection is None:
+        raise ValueError("There is no connection to save. Received: connection=None")
+    weights = {key: _to_numpy(variable) for key, variable in _variables(model).items()}
+    options = {
+        "format": FORMAT,
+        "connection": keras.saving.serialize_keras_object(model.connection),
+        "backbone": _facts(model.causal_lm.backbone),
+    }
+    _write_whole(path, lambda temporary: write(temporary, weights))
+    _write_whole(_options_path(path), lambda temporary: _write_json(temporary, options))
+
+
+def load(model, path):
+    """What `CCCausalLM.load_cc_weights` does, see there."""
+    path = os.fspath(path)
+    read = _by_ending(path, {".safetensors": _read_safetensors, ".weights.h5": _read_h5})
+    for needed in (path, _options_path(path)):
+        if not os.path.exists(needed):
+            raise ValueError(f"`path` must be what `save_cc_weights` wrote. Received: no {needed!r}")
+    with open(_options_path(path), encoding="utf-8") as file:
+        options = json.load(file)
+    here = _facts(model.causal_lm.backbone)
+    if options["backbone"] != here:
+        raise ValueError(
+            f"`path` holds the connection of another backbone: this model's is {here}. "
+            f"Received: weights for {options['backbone']}"
+        )
+    saved = options["connection"]["config"]
+    mine = {} if model.connection is None else model.connection.get_config()
+    for name in ("gate", "transform", "rank", "layers"):
+        if _jsonable(mine.get(name)) != saved.get(name):
+            raise ValueError(
+                f"`path` was saved from a connection with {name}={saved.get(name)!r}, this one has "
+                f"{name}={mine.get(name)!r}: make the model with `connection={saved}`. "
+                f"Received: path={path!r}"
+            )
+    weights, variables = read(path), _variables(model)
+    if set(weights) != set(variables):
+        raise ValueError(
+            f"`path` must hold exactly the weights {sorted(variables)}. Received: {sorted(weights)}"
+        )
+    for key, value in weights.items():
+        if tuple(value.shape) != tuple(variables[key].shape):
+            raise ValueError(
+                f"{key} must have the shape {tuple(variables[key].shape)}. "
+                f"Received: shape {tuple(value.shape)} in {path!r}"
+            )
+    for key, value in weights.items():
+        variables[key].assign(value)
+
+
+def _variables(model):
+    return {
+        f"{path}/{variable.name}": variable
+        for path, layer in model.connection_layers().items()
+        for variable in layer.weights
+    }
+
+
+def _facts(backbone):
+    facts = {name: getattr(backbone, name, None) for name in _BACKBONE_FACTS}
+    return {"class": type(backbone).__name__, **facts}
+
+
+def _options_path(path):
+    return path + ".json"
+
+
+def _by_ending(path, choices):
+    for ending, choice in choices.items():
+        if path.endswith(ending):
+            return choice
+    raise ValueError(f"`path` must end in one of {sorted(choices)}. Received: path={path!r}")
+
+
+def _write_whole(path, write):
+    """Write to a temporary file beside `path` and rename it: never half a file."""
+    folder, name = os.path.split(os.path.abspath(path))
+    handle, temporary = tempfile.mkstemp(suffix=name, dir=folder)
+    os.close(handle)
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _write_json(path, content):
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2)
+        file.write("\n")
+
+
+def _write_safetensors(path, weights):
+    from safetensors.numpy import save_file
+
+    save_file(weights, path)
+
+
+def _read_safetensors(path):
+    from safetensors.numpy import load_file
+
+    return load_file(path)
+
+
+def _write_h5(path, weights):
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        for key, value in weights.items():
+            file[key] = value
+
+
+def _read_h5(path):
+    import h5py
+
+    found = {}
+    with h5py.File(path, "r") as file:
+
+        def visit(name, item):
+            if isinstance(item, h5py.Dataset):
+                found[name] = np.asarray(item)
+
+        file.visititems(visit)
+    return found
+
+
+def _to_numpy(variable):
+    return np.ascontiguousarray(ops.convert_to_numpy(ops.cast(variable, "float32")))
+
+
+def _jsonable(value):
+    return list(value) if isinstance(value, (list, tuple, range)) else value

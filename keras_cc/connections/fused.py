@@ -1,0 +1,153 @@
+import keras
+
+from keras_cc.layers.cc_feed_forward import CCFeedForward
+
+
+@keras.saving.register_keras_serializable(package="keras_cc")
+class FusedConnection:
+    """The fused connection: at every connected layer, per dimension, gated.
+
+        A     = align(F(p), F(x))                       pivot on the target's positions
+        alpha = sigmoid(G (A - F(x)) + b)               Decision Maker
+        Ff    = alpha * A + (1 - alpha) * F(x)          replaces F(x) while training
+        T     = F(x) W                                  replaces F(x) at inference
+        loss  = SFT + alignment_loss_weight * mean_layers mean_tokens error(T, Ff)
+
+    An object of options, checked when it is made; `CCCausalLM` makes one
+    `keras_cc.layers.CCFeedForward` a connected layer from it.
+
+    Args:
+        alignment: `"attention"` (softmax over the pivot's tokens), `"mean"`, or `"last"`
+            (the last prompt tokens of both streams alone).
+        gate: `"dimension"`, `"layer"` (one a token), or a float in [0, 1]: equal-weight
+            fusion without a Decision Maker.
+        transform: `"linear"`, `"low_rank"`, `"mlp"` (cannot be merged), or None.
+        layers: `"all"`, or a sequence of decoder block numbers from 0; negative numbers
+            count from the end.
+        alignment_loss_weight: float >= 0, lambda. Unitless where the error is relative.
+        dropout: float in [0, 1), connection dropout: the share of samples that, while
+            training, go through `T` at every layer instead of the fusion. It closes the
+            gap between training and inference: without it the target stream reads the
+            answer off the pivot's activations and need not learn it.
+        initial_gate: float in (0, 1), the trained gate's value at the start.
+        rank: int, inner width of `"low_rank"` and `"mlp"`.
+        pivot_gradient: bool, whether gradients flow into the pivot's pass. Without, its
+            backward pass costs nothing.
+        alignment_gradient: `"transform"`, `"stream"` or `"full"`: what the alignment
+            error trains, see `keras_cc.layers.CCFeedForward`.
+        alignment_error: `"relative"` or `"plain"` squared error.
+
+    Raises:
+        ValueError: naming the option, what it takes and what was received.
+
+    Example:
+
+    ```python
+    connection = keras_cc.FusedConnection(alignment="mean", gate="layer", layers=range(4, 12))
+    model = keras_cc.CCCausalLM(causal_lm, connection)
+    ```
+
+    Source: CC-Tuning (Ye et al., ACL 2025, arXiv 2506.00875), which selects one pivot
+    layer and adds it once; here every layer is fused.
+    """
+
+    def __init__(
+        self,
+        alignment="attention",
+        gate="dimension",
+        transform="linear",
+        layers="all",
+        alignment_loss_weight=1.0,
+        dropout=0.5,
+        initial_gate=0.1,
+        rank=16,
+        pivot_gradient=False,
+        alignment_gradient="transform",
+        alignment_error="relative",
+    ):
+        self.alignment = alignment
+        self.gate = gate
+        self.transform = transform
+        self.layers = layers if isinstance(layers, str) else _block_numbers(layers)
+        self.alignment_loss_weight = _number("alignment_loss_weight", alignment_loss_weight, 0)
+        self.dropout = _number("dropout", dropout, 0, below=1)
+        self.initial_gate = initial_gate
+        self.rank = rank
+        self.pivot_gradient = pivot_gradient
+        self.alignment_gradient = alignment_gradient
+        self.alignment_error = alignment_error
+        if isinstance(layers, str) and layers != "all":
+            raise ValueError(
+                f'`layers` must be "all" or a sequence of block numbers. Received: layers={layers!r}'
+            )
+        # The layer knows what its options take: build one now, so that a wrong value is
+        # refused here and not when a model is connected.
+        self.feed_forward(keras.layers.Identity())
+
+    def feed_forward(self, inner, **kwargs):
+        """The `CCFeedForward` around `inner` that these options describe."""
+        return CCFeedForward(
+            inner,
+            alignment=self.alignment,
+            gate=self.gate,
+            initial_gate=self.initial_gate,
+            transform=self.transform,
+            rank=self.rank,
+            pivot_gradient=self.pivot_gradient,
+            alignment_gradient=self.alignment_gradient,
+            alignment_error=self.alignment_error,
+            **kwargs,
+        )
+
+    def block_numbers(self, num_blocks):
+        """The connected blocks of a model with `num_blocks`, sorted, from 0."""
+        if self.layers == "all":
+            return list(range(num_blocks))
+        if any(not -num_blocks <= number < num_blocks for number in self.layers):
+            raise ValueError(
+                f"`layers` must hold block numbers from 0 to {num_blocks - 1} (or negative ones from "
+                f"the end) for this model of {num_blocks} blocks. Received: layers={self.layers}"
+            )
+        return sorted({number % num_blocks for number in self.layers})
+
+    def get_config(self):
+        """Every option by name; `from_config` takes it back."""
+        return {
+            "alignment": self.alignment,
+            "gate": self.gate,
+            "transform": self.transform,
+            "layers": self.layers,
+            "alignment_loss_weight": self.alignment_loss_weight,
+            "dropout": self.dropout,
+            "initial_gate": self.initial_gate,
+            "rank": self.rank,
+            "pivot_gradient": self.pivot_gradient,
+            "alignment_gradient": self.alignment_gradient,
+            "alignment_error": self.alignment_error,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+    def __repr__(self):
+        options = ", ".join(f"{name}={value!r}" for name, value in self.get_config().items())
+        return f"FusedConnection({options})"
+
+
+def _block_numbers(layers):
+    numbers = list(layers) if hasattr(layers, "__iter__") else None
+    if not numbers or not all(isinstance(n, int) and not isinstance(n, bool) for n in numbers):
+        raise ValueError(
+            '`layers` must be "all" or a non-empty sequence of integers (block numbers). '
+            f"Received: layers={layers!r}"
+        )
+    return numbers
+
+
+def _number(name, value, least, below=float("inf")):
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not least <= value < below:
+        limit = "" if below == float("inf") else f" and below {below}"
+        raise ValueError(f"`{name}` must be a number >= {least}{limit}. Received: {name}={value!r}")
+    return float(value)

@@ -1,0 +1,318 @@
+"""From any dataset to the batches that `CCCausalLM.fit` trains on.
+
+Notable choices:
+
+- One class, `PreparedBatches`, whatever the source: what it yields does not depend on the backend.
+- The answers sit at few positions, and logits are the most expensive part of a step. So every
+  batch carries the window of its answers; its width is a power of two, so that few shapes occur.
+- Gradient accumulation averages over micro-batches. Each batch carries the factors that turn this
+  into the mean over the tokens of the whole group.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_cc.data import columns, sources
+from keras_cc.data.feeding import StepCounter, as_keras_data
+
+Batch = tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]
+
+TARGET_KEYS = ("token_ids", "padding_mask", "answer_mask")
+PIVOT_KEYS = ("pivot_token_ids", "pivot_padding_mask")
+MIN_ANSWER_WINDOW = 4
+
+__all__ = ["PreparedBatches", "answer_positions", "as_keras_data"]
+
+
+class PreparedBatches:
+    """Re-iterable NumPy batches `(x, y, sample_weight)` from any source of paired data.
+
+    Args:
+        source: one of
+            a list of row dicts; a dict of columns; a tuple `(x, y, sample_weight)` of arrays, as
+            `CCPreprocessor` returns; a `tf.data.Dataset`, `grain` dataset or `DataLoader`, torch
+            `DataLoader`, `keras.utils.PyDataset`, generator or any iterable of rows, of batches
+            (dicts of columns, lists of rows) or of preprocessed tuples; a function that returns
+            such an iterator.
+        prepare: callable, raw batch -> `(x, y, sample_weight)`: a `CCPreprocessor`. `None` where
+            the source is preprocessed.
+        batch_size: int. Rows a batch, 32 by default. Applies where the source gives rows; where
+            it gives batches, those pass as they are.
+        shuffle: bool. Draws a new order of rows for every pass. Only for lists, columns and
+            arrays; the order of another source is its own.
+        seed: int. Seed of the orders. `None` draws one.
+        accumulate: int. The optimizer's `gradient_accumulation_steps`.
+        step: int. Number of micro-batches that the optimizer has seen, where it is not new.
+
+    Yields:
+        `(x, y, sample_weight)` of `CCPreprocessor`, with these keys added to x:
+
+        - `answer_positions`, int32 (B, K): a window of target positions that covers every answer
+          position of its row. K is the longest such span in the batch, rounded up to a power of
+          two, at least 4 and at most T.
+        - `row_ids`, int32 (B,): the number of each row in its dataset; see `describe`.
+        - `loss_scale`, float32 (B, 2), where `accumulate > 1`: one pair of factors, repeated for
+          each row: `n_k * m / sum_j n_j` over the `m` micro-batches of a group, n being the sum of
+          sample weights (column 0) and the number of target tokens in rows with a pivot (column
+          1). Micro-batch means times these factors, averaged over the group, are the token means
+          of the group.
+
+    Groups of `accumulate` batches go on across the end of a pass, as the optimizer's do: `step`
+    counts batches. For lists, columns and arrays a group that straddles two passes is scaled as
+    one. For other sources, whose next pass cannot be foreseen, it is two parts, each scaled as
+    complete with the batches it has and so weighted by its share of batches. An incomplete group
+    at the end of training has no effect before training goes on: the optimizer holds it back.
+
+    Raises:
+        ValueError: for an empty dataset, for raw text without a `prepare`, and for a preprocessed
+            batch with wrong keys, shapes or masks.
+        RuntimeError: for a second pass over a one-shot iterator.
+
+    Example:
+
+    ```python
+    batches = PreparedBatches(rows, cc_preprocessor, batch_size=8, shuffle=True, seed=0)
+    model.fit(as_keras_data(batches), shuffle=False, callbacks=[batches.step_counter()])
+    ```
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        prepare: Callable[[Any], Batch] | None = None,
+        batch_size: int | None = None,
+        shuffle: bool = False,
+        seed: int | None = None,
+        accumulate: int | None = 1,
+        step: int = 0,
+    ) -> None:
+        self.prepare = prepare
+        self.accumulate = 1 if accumulate is None else int(accumulate)
+        if self.accumulate < 1:
+            raise ValueError(f"`accumulate` must be positive. Received: accumulate={accumulate}")
+        self.step = self.first_step = int(step)
+        self._source = sources.make_source(source, batch_size)
+        self._seed = None
+        if shuffle and self._source.shuffles:
+            self._seed = int(np.random.SeedSequence().entropy % 2**32) if seed is None else seed
+        self._id_column = getattr(prepare, "id_column", "id")
+        self._ids: dict[int, str] = {}  # of streamed rows, by number
+        self._count: int | float | None = None
+        self._carried: dict[int, np.ndarray] = {}  # step -> token counts of the group open there
+        self.counted_outside = False  # whether `step` is kept by a callback
+
+    # --- length ---
+
+    @property
+    def one_shot(self) -> bool:
+        """Whether the source can be read only once, as a generator."""
+        return self._source.one_shot
+
+    @property
+    def num_batches(self) -> "int | float | None":
+        """Batches in a pass: an int, `math.inf`, or `None` where it is not known."""
+        if self._count is None:
+            self._count = self._source.num_batches()
+        return self._count
+
+    def count_batches(self) -> "int | float | None":
+        """Like `num_batches`, but reads a re-iterable source once, unprepared, to know."""
+        if self.num_batches is None and not self.one_shot:
+            self._count = sum(1 for _ in self._source.batches(0, None))
+        return self._count
+
+    def __len__(self) -> int:
+        if not isinstance(self.num_batches, int):
+            raise TypeError(f"The number of batches is {self.num_batches or 'not known'}.")
+        return self.num_batches
+
+    def __bool__(self) -> bool:
+        return True
+
+    # --- iteration ---
+
+    def __iter__(self) -> Iterator[Batch]:
+        # No state of a pass is kept on `self`: a trainer opens passes that it abandons.
+        step, done = self.step, 0
+        for batch in self._scaled(step) if self.accumulate > 1 else self._pass(step):
+            done += 1
+            if done == self._count:
+                # Before the last batch leaves: who reads ahead may open the next pass already.
+                self._advance(step + done)
+            yield batch
+        if not done:
+            raise ValueError("Empty dataset: the source gave no batch. Received: 0 batches")
+        if self._count is None:
+            self._count = done
+            self._advance(step + done)
+
+    def _advance(self, step: int) -> None:
+        if not self.counted_outside:
+            self.step = step
+
+    def step_counter(self) -> keras.callbacks.Callback:
+        """Returns the Keras callback that keeps `step` at the batches that were trained on.
+
+        Without it, `step` moves at the end of each full pass, which is the same unless an epoch
+        ends early (`steps_per_epoch`, an interrupt) or a trainer reads ahead.
+        """
+        return StepCounter(self)
+
+    def _pass(self, step: int) -> Iterator[Batch]:
+        pass_index = 0
+        if isinstance(self.num_batches, int) and self.num_batches > 0:
+            pass_index = (step - self.first_step) // self.num_batches
+        first_row = 0
+        for raw, numbers in self._source.batches(pass_index, self._seed):
+            x, y, sample_weight = self._prepared(raw)
+            if numbers is None:
+                numbers = np.arange(first_row, first_row + len(y))
+                self._remember_ids(raw, first_row)
+                first_row += len(y)
+            x["row_ids"] = np.asarray(numbers, "int32")
+            x["answer_positions"] = answer_positions(x["answer_mask"])
+            yield x, y, sample_weight
+
+    def _scaled(self, step: int) -> Iterator[Batch]:
+        lacking = self.accumulate - step % self.accumulate  # batches that close the open group
+        total = self._carried.get(step)  # token counts of that group, known from the last pass
+        group: list[Batch] = []
+        for batch in self._pass(step):
+            step += 1
+            group.append(batch)
+            if len(group) == lacking:
+                yield from self._with_loss_scale(group, total)
+                group, total, lacking = [], None, self.accumulate
+        if group and total is None and self._source.shuffles:
+            # The source can tell what the next pass begins with: close the group over its edge.
+            following = itertools.islice(self._passes(step), lacking - len(group))
+            total = sum(_token_counts(batch) for batch in [*group, *following])
+        self._carried = {} if total is None else {step: total}
+        yield from self._with_loss_scale(group, total)
+
+    def _passes(self, step: int) -> Iterator[Batch]:
+        while True:
+            for batch in self._pass(step):
+                step += 1
+                yield batch
+
+    def _with_loss_scale(self, group: list[Batch], total: "np.ndarray | None") -> Iterator[Batch]:
+        counts = np.array([_token_counts(batch) for batch in group]).reshape(-1, 2)
+        # Without the total of a whole group, its part here counts as one.
+        size = len(group) if total is None else self.accumulate
+        total = counts.sum(axis=0) if total is None else total
+        # No token in the whole group: the loss is 0, any factor does.
+        scales = np.where(total > 0, counts * size / np.where(total > 0, total, 1), 1)
+        for (x, y, sample_weight), scale in zip(group, scales, strict=True):
+            x["loss_scale"] = np.tile(scale, (len(y), 1)).astype("float32")
+            yield x, y, sample_weight
+
+    def _prepared(self, raw: Any) -> Batch:
+        if columns.is_prepared(raw):
+            return _check_prepared(raw)
+        if self.prepare is None:
+            raise ValueError(
+                "The data is raw text, and there is no preprocessor to prepare it: build the model "
+                f"with a CCPreprocessor. Received: {columns.describe(raw)}"
+            )
+        x, y, sample_weight = self.prepare(raw)
+        return dict(x), y, sample_weight
+
+    # --- names of rows ---
+
+    def _remember_ids(self, raw: Any, first_row: int) -> None:
+        if isinstance(raw, dict):
+            ids = raw.get(self._id_column, ())
+        elif columns.is_prepared(raw):
+            ids = ()
+        else:
+            ids = [row.get(self._id_column) for row in raw]
+        self._ids.update({first_row + i: _name(v) for i, v in enumerate(ids) if v is not None})
+
+    def describe(self, row_ids: Any) -> list[str]:
+        """Names rows for a message: their id column, or `"row 17"` where there is none.
+
+        Args:
+            row_ids: int array (N,), from `x["row_ids"]`.
+
+        Returns:
+            List of N strings.
+        """
+        names = []
+        for number in np.asarray(row_ids).reshape(-1).tolist():
+            row = self._source.row(number)
+            value = self._ids.get(number)
+            if row is not None:
+                row = row[0] if isinstance(row, list) else row
+                value = row.get(self._id_column)
+                value = value[0] if isinstance(value, list) and value else value
+            names.append(f"row {number}" if value is None else _name(value))
+        return names
+
+
+def answer_positions(answer_mask: np.ndarray) -> np.ndarray:
+    """Returns the window of positions that covers each row's answer.
+
+    Args:
+        answer_mask: int (B, T), 1 where the next token belongs to the answer.
+
+    Returns:
+        int32 (B, K): consecutive positions, from the first 1 of the row, moved left where the row
+        would end. K is the largest span from a row's first 1 to its last, rounded up to a power of
+        two, at least 4, at most T.
+    """
+    mask = np.asarray(answer_mask) != 0
+    length = mask.shape[1]
+    first = np.argmax(mask, axis=1)  # 0 in a row without an answer
+    last = length - 1 - np.argmax(mask[:, ::-1], axis=1)
+    span = np.where(mask.any(axis=1), last - first + 1, 0)
+    window = min(length, max(MIN_ANSWER_WINDOW, 1 << (int(span.max()) - 1).bit_length()))
+    start = np.minimum(first, length - window)
+    return (start[:, None] + np.arange(window)).astype("int32")
+
+
+def _token_counts(batch: Batch) -> np.ndarray:
+    """Returns [answer tokens, target tokens of rows with a pivot], float64."""
+    x, _, sample_weight = batch
+    has_pivot = (np.asarray(x["pivot_padding_mask"]) != 0).any(axis=1)
+    return np.array([sample_weight.sum(), (x["padding_mask"] != 0)[has_pivot].sum()], "float64")
+
+
+def _check_prepared(batch: Any) -> Batch:
+    x, y, sample_weight = batch
+    expected = set(TARGET_KEYS + PIVOT_KEYS)
+    if set(x) != expected:
+        raise ValueError(
+            f"x must hold exactly {sorted(expected)}: missing {sorted(expected - set(x))}, "
+            f"unknown {sorted(set(x) - expected)}. Received: keys {sorted(x)}"
+        )
+    x = {k: np.asarray(v).astype("int32", copy=False) for k, v in x.items()}
+    y = np.asarray(y).astype("int32", copy=False)
+    sample_weight = np.asarray(sample_weight).astype("float32", copy=False)
+    target, pivot = x["token_ids"].shape, x["pivot_token_ids"].shape
+    if len(target) != 2 or len(pivot) != 2 or target[0] != pivot[0]:
+        raise ValueError(
+            "token_ids must have shape (B, T) and pivot_token_ids (B, S), with one B. "
+            f"Received: token_ids.shape={target}, pivot_token_ids.shape={pivot}"
+        )
+    for name, value in {**x, "y": y, "sample_weight": sample_weight}.items():
+        wanted = pivot if name in PIVOT_KEYS else target
+        if value.shape != wanted:
+            raise ValueError(
+                f"{name} must have shape {wanted}. Received: {name}.shape={value.shape}"
+            )
+    if ((sample_weight != 0) & (x["answer_mask"] == 0)).any():
+        raise ValueError(
+            "sample_weight must be 0 wherever answer_mask is 0: the loss is computed only there. "
+            f"Received: {int(((sample_weight != 0) & (x['answer_mask'] == 0)).sum())} such positions"
+        )
+    return x, y, sample_weight
+
+
+def _name(value: Any) -> str:
+    value = value.item() if hasattr(value, "item") else value
+    return value.decode("utf-8") if isinstance(value, bytes) else str(value)

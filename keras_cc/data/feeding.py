@@ -1,0 +1,151 @@
+"""From `PreparedBatches` to what Keras iterates, on each backend. Not public."""
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import keras
+
+if TYPE_CHECKING:
+    from keras_cc.data.batches import Batch, PreparedBatches
+
+_INT_KEYS = (
+    "token_ids",
+    "padding_mask",
+    "answer_mask",
+    "pivot_token_ids",
+    "pivot_padding_mask",
+    "answer_positions",
+)
+
+
+class StepCounter(keras.callbacks.Callback):
+    """Keeps `batches.step` at the number of micro-batches trained on."""
+
+    def __init__(self, batches: "PreparedBatches") -> None:
+        super().__init__()
+        self._batches = batches
+        self._last = -1
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self._batches.counted_outside = True
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._last = -1
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._batches.step += batch - self._last
+        self._last = batch
+
+
+def as_keras_data(
+    batches: "PreparedBatches", steps_per_epoch: int | None = None, epochs: int = 1
+) -> Any:
+    """Wraps prepared batches in what Keras iterates afresh in every epoch.
+
+    That is a `tf.data.Dataset` on the TensorFlow backend, a `keras.utils.PyDataset` on JAX and
+    torch, and a generator there for a one-shot source. A re-iterable source of unknown length is
+    read once, unprepared, to count its batches, so that Keras knows where an epoch ends.
+
+    Args:
+        batches: a `PreparedBatches`.
+        steps_per_epoch: int or `None`. As it will be passed to `fit`.
+        epochs: int. As it will be passed to `fit`.
+
+    Returns:
+        An object for `keras.Model.fit(x=..., shuffle=False)`.
+
+    Raises:
+        ValueError: for an infinite source without `steps_per_epoch`, and for a one-shot source
+            with `epochs > 1` and no `steps_per_epoch`.
+    """
+    if steps_per_epoch is None:
+        length = batches.count_batches()
+    else:
+        length = batches.num_batches
+    if length == math.inf and steps_per_epoch is None:
+        raise ValueError(
+            "The data never ends (`.repeat()`), so an epoch needs a length: pass "
+            "`steps_per_epoch`. Received: steps_per_epoch=None"
+        )
+    if batches.one_shot and epochs > 1 and steps_per_epoch is None:
+        raise ValueError(
+            "The data is a generator (or another one-shot iterator): it is used up after one "
+            "epoch. Pass the function that makes the generator, a list, or `steps_per_epoch`. "
+            f"Received: epochs={epochs}"
+        )
+    if length == 0:
+        raise ValueError("Empty dataset: the source gave no batch. Received: 0 batches")
+    if keras.backend.backend() == "tensorflow":
+        return _as_tf_dataset(batches, length)
+    if isinstance(length, int):
+        return _SequentialPyDataset(batches, length)
+    return _generate(batches, length)
+
+
+def _generate(batches: "PreparedBatches", length: "int | float | None") -> Iterator[Any]:
+    """Yields batches; over and over where `steps_per_epoch` cuts passes of unknown length."""
+    yield from batches
+    while length is None and not batches.one_shot:
+        yield from batches
+
+
+class _SequentialPyDataset(keras.utils.PyDataset):
+    """Batch 0 opens a new pass; the others follow in order, as Keras asks for them."""
+
+    def __init__(self, batches: "PreparedBatches", length: int) -> None:
+        super().__init__(workers=1, use_multiprocessing=False)
+        self._batches, self._length = batches, length
+        self._iterator: Iterator[Any] = iter(())
+        self._next = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> "Batch":
+        if index == 0:
+            self._iterator, self._next = iter(self._batches), 0
+        if index != self._next:
+            raise IndexError(
+                "Batches are read in order: pass `shuffle=False` to `keras.Model.fit` (rows are "
+                "shuffled by `PreparedBatches`). "
+                f"Received: index={index}, expected {self._next}"
+            )
+        self._next += 1
+        try:
+            batch = next(self._iterator)
+        except StopIteration:
+            raise ValueError(
+                f"The source gave fewer batches than the {self._length} of its first pass or its "
+                f"stated length. Received: {index} batches"
+            ) from None
+        if self._next == self._length and next(self._iterator, None) is not None:
+            raise ValueError(
+                f"The source gives more batches than the {self._length} of its first pass or its "
+                "stated length."
+            )
+        return batch
+
+
+def _as_tf_dataset(batches: "PreparedBatches", length: "int | float | None") -> Any:
+    import tensorflow as tf
+
+    def spec(rank: int, dtype: str) -> Any:
+        return tf.TensorSpec([None] * rank, dtype)
+
+    x = {key: spec(2, "int32") for key in _INT_KEYS}
+    x["row_ids"] = spec(1, "int32")
+    if batches.accumulate > 1:
+        x["loss_scale"] = spec(2, "float32")
+    signature = (x, spec(2, "int32"), spec(2, "float32"))
+    # A generator, not a map: the width of `answer_positions` changes from batch to batch.
+    dataset = tf.data.Dataset.from_generator(
+        lambda: _generate(batches, length), output_signature=signature
+    )
+    if isinstance(length, int):
+        dataset = dataset.apply(tf.data.experimental.assert_cardinality(length))
+    elif length == math.inf:
+        dataset = dataset.apply(
+            tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
+        )
+    return dataset.prefetch(2)

@@ -1,0 +1,109 @@
+"""One row a model family: where in a decoder block the feed-forward output comes from.
+
+Families are known by the name of their KerasHub backbone class, so that nothing here
+imports KerasHub (which imports TensorFlow wherever that is installed).
+"""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """Where the connection attaches in one family.
+
+    Attributes:
+        backbone: name of the KerasHub backbone class.
+        projection: dotted attribute path, from a decoder block, of the layer whose
+            output is the feed-forward activation F.
+        models: model names that people look for.
+    """
+
+    backbone: str
+    projection: str
+    models: str
+
+
+FAMILIES = (
+    Family("GemmaBackbone", "ffw_linear", "Gemma, Gemma 2"),
+    Family("Gemma3Backbone", "ffw_linear", "Gemma 3 (text)"),
+    Family("LlamaBackbone", "_feedforward_output_dense", "Llama 1, Llama 2, TinyLlama, Vicuna"),
+    Family("Llama3Backbone", "_feedforward_output_dense", "Llama 3, SmolLM2"),
+    Family("MistralBackbone", "_feedforward_output_dense", "Mistral"),
+    Family("QwenBackbone", "_feedforward_output_dense", "Qwen 2, Qwen 2.5"),
+    Family("Qwen3Backbone", "_feedforward_output_dense", "Qwen 3"),
+    Family("Phi3Backbone", "feedforward_output_dense", "Phi-3"),
+    Family("SmolLM3Backbone", "mlp.down_proj", "SmolLM3"),
+    Family("GPTNeoXBackbone", "_feedforward_output_dense", "GPT-NeoX, Pythia"),
+    Family("FalconBackbone", "dense_4h_to_h", "Falcon"),
+    Family("GPT2Backbone", "_feedforward_output_dense", "GPT-2"),
+    Family("OPTBackbone", "_feedforward_output_dense", "OPT"),
+    Family("BloomBackbone", "_mlp_output_dense", "BLOOM, BLOOMZ"),
+)
+
+REFUSED = {
+    "MixtralBackbone": "a mixture of experts has no single feed-forward output to connect",
+    "QwenMoeBackbone": "a mixture of experts has no single feed-forward output to connect",
+    "Qwen3MoeBackbone": "a mixture of experts has no single feed-forward output to connect",
+    "Qwen3_5MoeBackbone": "a mixture of experts has no single feed-forward output to connect",
+    "GptOssBackbone": "a mixture of experts has no single feed-forward output to connect",
+    "T5Backbone": "an encoder-decoder has two stacks and no prompt prefix to pair",
+    "T5GemmaBackbone": "an encoder-decoder has two stacks and no prompt prefix to pair",
+    "T5Gemma2Backbone": "an encoder-decoder has two stacks and no prompt prefix to pair",
+    "BartBackbone": "an encoder-decoder has two stacks and no prompt prefix to pair",
+    "WhisperBackbone": "an encoder-decoder has two stacks and no prompt prefix to pair",
+    "MoonshineBackbone": "an encoder-decoder has two stacks and no prompt prefix to pair",
+    "Gemma4Backbone": "its blocks read the projection's kernel and never call the layer",
+    "Gemma3nBackbone": "its blocks run several residual streams around one feed-forward",
+    "PaliGemmaBackbone": "it takes images beside the text",
+    "RWKV7Backbone": "it has no transformer feed-forward block",
+}
+
+
+def supported_backbones():
+    """Names of the KerasHub backbone classes that `CCCausalLM` connects.
+
+    Returns:
+        A list of class names, one a family.
+
+    Example:
+
+    ```python
+    "Gemma3Backbone" in keras_cc.supported_backbones()  # True
+    ```
+    """
+    return [family.backbone for family in FAMILIES]
+
+
+def family_of(backbone):
+    """The row of `FAMILIES` that fits a backbone, or a subclass of a fitting one.
+
+    Args:
+        backbone: a KerasHub backbone.
+
+    Returns:
+        A `Family`.
+
+    Raises:
+        ValueError: if there is none, with the reason where there is one, and the list of
+            backbones that can be connected.
+
+    Example:
+
+    ```python
+    keras_cc.families.family_of(causal_lm.backbone).projection  # "ffw_linear"
+    ```
+    """
+    by_name = {family.backbone: family for family in FAMILIES}
+    for cls in type(backbone).__mro__:
+        if cls.__name__ in REFUSED:
+            reason = REFUSED[cls.__name__]
+            break
+        if cls.__name__ in by_name:
+            return by_name[cls.__name__]
+    else:
+        reason = "it is not in the table of families"
+    raise ValueError(
+        f"{type(backbone).__name__} cannot be connected: {reason}. "
+        f"`causal_lm` must have one of these backbones: {', '.join(supported_backbones())}. "
+        f"Received: causal_lm.backbone={type(backbone).__name__}"
+    )

@@ -1,0 +1,6 @@
+"""The connection's layers, in pure Keras."""
+
+from keras_cc.layers.alignment import align as align
+from keras_cc.layers.cc_feed_forward import CCFeedForward as CCFeedForward
+from keras_cc.layers.decision_gate import DecisionGate as DecisionGate
+from keras_cc.layers.transform_matrix import TransformMatrix as TransformMatrix

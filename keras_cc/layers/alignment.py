@@ -1,0 +1,63 @@
+"""Pivot activations brought onto the target's positions."""
+
+import math
+
+from keras import ops
+
+ALIGNMENTS = ("attention", "mean", "last")
+
+
+def align(pivot, target, pivot_mask, method="attention"):
+    """Bring pivot activations `p` onto the positions of target activations `x`.
+
+    With `p` of shape `(B, S, d)`, `x` of shape `(B, T, d)` and only the real pivot
+    tokens counted:
+
+        "attention":  A_t = sum_s softmax_s(x_t . p_s / sqrt(d)) p_s       (B, T, d)
+        "mean":       A   = mean_s p_s                                    (B, 1, d)
+        "last":       A   = p at the last real token                      (B, 1, d)
+
+    It has no parameters. A row without a single real pivot token gives finite
+    numbers of no meaning, which the caller masks out.
+
+    Args:
+        pivot: float tensor `(B, S, d)`.
+        target: float tensor `(B, T, d)`.
+        pivot_mask: bool tensor `(B, S)`, True at real tokens.
+        method: `"attention"`, `"mean"` or `"last"`.
+
+    Returns:
+        Float tensor `(B, T, d)` for `"attention"`, else `(B, 1, d)`, which broadcasts.
+
+    Raises:
+        ValueError: if `method` is none of the three.
+
+    Example:
+
+    ```python
+    pivot, target = keras.random.normal((2, 5, 8)), keras.random.normal((2, 7, 8))
+    mask = keras.ops.ones((2, 5), dtype="bool")
+    keras_cc.layers.align(pivot, target, mask, "attention").shape  # (2, 7, 8)
+    ```
+
+    Source: `"last"` is the position of CC-Tuning (arXiv 2506.00875); soft alignment by
+    attention and mean pooling are the two usual ways to fuse streams of unequal length.
+    """
+    if method not in ALIGNMENTS:
+        raise ValueError(f"`alignment` must be one of {ALIGNMENTS}. Received: alignment={method!r}")
+    if method == "attention":
+        # Products of activations overflow half precision: scores are float32.
+        scores = ops.einsum("btd,bsd->bts", target, pivot)
+        scores = ops.cast(scores, "float32") / math.sqrt(int(pivot.shape[-1]))
+        scores = ops.where(pivot_mask[:, None, :], scores, -1e9)
+        weights = ops.cast(ops.softmax(scores, axis=-1), pivot.dtype)
+        return ops.einsum("bts,bsd->btd", weights, pivot)
+    real = ops.cast(pivot_mask, pivot.dtype)
+    if method == "mean":
+        weights = real / ops.maximum(ops.sum(real, axis=1, keepdims=True), 1)
+    else:
+        # The last real token: real here, and no real token after it.
+        count = ops.cumsum(ops.cast(pivot_mask, "int32"), axis=1)
+        is_last = ops.logical_and(pivot_mask, count == count[:, -1:])
+        weights = ops.cast(is_last, pivot.dtype)
+    return ops.einsum("bs,bsd->bd", weights, pivot)[:, None, :]

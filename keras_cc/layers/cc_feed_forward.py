@@ -1,0 +1,212 @@
+import keras
+from keras import ops
+
+from keras_cc import pairing
+from keras_cc.layers.alignment import ALIGNMENTS, align
+from keras_cc.layers.decision_gate import GRANULARITIES, DecisionGate
+from keras_cc.layers.transform_matrix import TRANSFORMS, TransformMatrix
+from keras_cc.losses import squared_error
+
+ALIGNMENT_GRADIENTS = ("transform", "stream", "full")
+ALIGNMENT_ERRORS = ("relative", "plain")
+
+
+@keras.saving.register_keras_serializable(package="keras_cc")
+class CCFeedForward(keras.layers.Layer):
+    """A feed-forward output projection, connected to the same layer of the pivot's pass.
+
+    With `F` the projection's output, `x` the target sequence and `p` the pivot prompt:
+
+        A     = align(F(p), F(x))
+        alpha = DecisionGate(A, F(x)), or the constant `gate`
+        Ff    = alpha * A + (1 - alpha) * F(x)      the output in a connected pass
+        T     = TransformMatrix(F(x))               the output in any other
+
+    Which pass it is, the layer learns from `keras_cc.pairing`; called by itself, or by a
+    model that knows nothing of pairs, it gives `T`. In a connected pass it also leaves
+    there, for every row, the alignment error between `T` and `Ff` and the mean gate.
+    Padding, and rows without a pivot, are left out of all of it: they get `F(x)`.
+
+    Args:
+        inner: the `keras.layers.Layer` to connect, usually the `Dense` or `EinsumDense`
+            down projection of a decoder block.
+        alignment: `"attention"`, `"mean"` or `"last"`, see `keras_cc.layers.align`.
+            With `"last"` only the target's last prompt token is fused.
+        gate: `"dimension"`, `"layer"`, or a float in [0, 1]: a constant.
+        initial_gate: float in (0, 1), the value at which a trained gate starts.
+        transform: `"linear"`, `"low_rank"`, `"mlp"`, or None: then `T = F(x)` and there
+            is no alignment error.
+        rank: int, inner width of `"low_rank"` and `"mlp"`.
+        pivot_gradient: bool, whether gradients flow into the pivot's pass.
+        alignment_gradient: what the alignment error trains. `"transform"`: the
+            transform alone. `"stream"`: the target stream `F(x)` too, towards a fixed
+            `Ff`. `"full"`: everything that `T` and `Ff` depend on, as the formula has it.
+        alignment_error: `"relative"` or `"plain"`, see `keras_cc.losses.squared_error`.
+
+    Input shape:
+        Whatever `inner` takes, `(batch, length, inner dim)`.
+
+    Output shape:
+        `inner`'s, `(batch, length, d)`.
+
+    Raises:
+        ValueError: if an option has none of the values above.
+        TypeError: if `inner` is not a Keras layer.
+
+    Example:
+
+    ```python
+    layer = keras_cc.layers.CCFeedForward(keras.layers.Dense(8), gate="layer")
+    layer(keras.random.normal((2, 7, 32))).shape  # (2, 7, 8)
+    ```
+
+    Source: CC-Tuning (Ye et al., arXiv 2506.00875), fused at every layer and dimension.
+    """
+
+    def __init__(
+        self,
+        inner,
+        alignment="attention",
+        gate="dimension",
+        initial_gate=0.5,
+        transform="linear",
+        rank=16,
+        pivot_gradient=False,
+        alignment_gradient="transform",
+        alignment_error="relative",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if isinstance(inner, dict):
+            inner = keras.saving.deserialize_keras_object(inner)
+        if not isinstance(inner, keras.layers.Layer):
+            raise TypeError(f"`inner` must be a Keras layer. Received: inner={inner!r}")
+        check_option("alignment", alignment, ALIGNMENTS)
+        check_gate(gate)
+        check_option("transform", transform, (*TRANSFORMS, None))
+        check_option("alignment_gradient", alignment_gradient, ALIGNMENT_GRADIENTS)
+        check_option("alignment_error", alignment_error, ALIGNMENT_ERRORS)
+        check_option("pivot_gradient", pivot_gradient, (True, False))
+        self.inner = inner
+        self.alignment = alignment
+        self.gate = gate
+        self.initial_gate = initial_gate
+        self.transform = transform
+        self.rank = rank
+        self.pivot_gradient = pivot_gradient
+        self.alignment_gradient = alignment_gradient
+        self.alignment_error = alignment_error
+        self.decision_gate = None
+        if isinstance(gate, str):
+            self.decision_gate = DecisionGate(
+                gate, initial_gate, dtype=self.dtype_policy, name="decision_gate"
+            )
+        self.transform_matrix = None
+        if transform is not None:
+            self.transform_matrix = TransformMatrix(
+                transform, rank, dtype=self.dtype_policy, name="transform_matrix"
+            )
+
+    def build(self, input_shape):
+        if not self.inner.built:
+            self.inner.build(input_shape)
+        output_shape = self.inner.compute_output_shape(input_shape)
+        if self.decision_gate is not None:
+            self.decision_gate.build(output_shape, output_shape)
+        if self.transform_matrix is not None:
+            self.transform_matrix.build(output_shape)
+
+    def call(self, inputs):
+        target = self.inner(inputs)  # (B, T, d)
+        scope = pairing.current()
+        if isinstance(scope, pairing.PivotPass):
+            scope.activations[id(self)] = target
+            return target
+        if isinstance(scope, pairing.TargetPass):
+            return self._connect(target, scope)
+        return self._stand_in(target)
+
+    def _stand_in(self, target):
+        return target if self.transform_matrix is None else self.transform_matrix(target)
+
+    def _connect(self, target, scope):
+        pivot = scope.pivot.activations[id(self)]  # (B, S, d)
+        if not self.pivot_gradient:
+            pivot = ops.stop_gradient(pivot)
+        aligned = align(pivot, target, scope.pivot.mask, self.alignment)
+        if self.decision_gate is None:
+            gate = ops.full_like(target[..., :1], self.gate)
+        else:
+            gate = self.decision_gate(aligned, target)
+        where = self._fused_positions(target, scope)  # (B, T)
+        fused = ops.where(where[..., None], target + gate * (aligned - target), target)
+
+        token_gate = ops.mean(ops.cast(gate, "float32"), axis=-1)
+        scope.gate_sums.append(ops.sum(ops.where(where, token_gate, 0.0), axis=-1))
+        if self.transform_matrix is not None:
+            scope.alignment_errors.append(self._alignment_error(target, fused, scope))
+        if scope.through_transform is None:
+            return fused
+        return ops.where(scope.through_transform[:, None, None], self._stand_in(target), fused)
+
+    def _fused_positions(self, target, scope):
+        rows = scope.has_pivot[:, None]
+        if _is_cached_step(target, scope):
+            if self.alignment != "last":
+                return rows  # the one token at hand is real
+            # Generation feeds the last prompt token once more before the first new one.
+            return ops.logical_and(rows, ops.take(scope.last_prompt, scope.index, axis=1)[:, None])
+        positions = scope.last_prompt if self.alignment == "last" else scope.mask
+        return ops.logical_and(rows, positions)
+
+    def _alignment_error(self, target, fused, scope):
+        if scope.index is not None:
+            return ops.zeros_like(scope.gate_sums[-1])  # generating: nobody asks for a loss
+        if self.alignment_gradient != "full":
+            fused = ops.stop_gradient(fused)
+        if self.alignment_gradient == "transform":
+            target = ops.stop_gradient(target)
+        error = squared_error(
+            self.transform_matrix(target), fused, relative=self.alignment_error == "relative"
+        )
+        real = ops.logical_and(scope.mask, scope.has_pivot[:, None])
+        return ops.sum(ops.where(real, error, 0.0), axis=-1)
+
+    def compute_output_shape(self, input_shape):
+        return self.inner.compute_output_shape(input_shape)
+
+    def get_config(self):
+        config = super().get_config()
+        config.update(
+            inner=keras.saving.serialize_keras_object(self.inner),
+            alignment=self.alignment,
+            gate=self.gate,
+            initial_gate=self.initial_gate,
+            transform=self.transform,
+            rank=self.rank,
+            pivot_gradient=self.pivot_gradient,
+            alignment_gradient=self.alignment_gradient,
+            alignment_error=self.alignment_error,
+        )
+        return config
+
+
+def _is_cached_step(target, scope):
+    """Whether `target` is one generated position and not the whole prompt (the prefill)."""
+    return scope.index is not None and target.shape[1] == 1 and scope.mask.shape[1] != 1
+
+
+def check_option(name, value, options):
+    """Refuse a `value` that is none of `options`, naming the argument."""
+    if not any(value is option or value == option for option in options):
+        raise ValueError(f"`{name}` must be one of {tuple(options)}. Received: {name}={value!r}")
+
+
+def check_gate(gate):
+    """Refuse a `gate` that is neither a granularity nor a constant in [0, 1]."""
+    is_constant = isinstance(gate, (int, float)) and not isinstance(gate, bool)
+    if gate in GRANULARITIES or (is_constant and 0 <= gate <= 1):
+        return
+    raise ValueError(
+        f"`gate` must be one of {GRANULARITIES} or a number in [0, 1]. Received: gate={gate!r}"
+    )

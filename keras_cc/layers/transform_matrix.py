@@ -1,0 +1,101 @@
+import keras
+import numpy as np
+from keras import ops
+
+TRANSFORMS = ("linear", "low_rank", "mlp")
+
+
+@keras.saving.register_keras_serializable(package="keras_cc")
+class TransformMatrix(keras.layers.Layer):
+    """Stands in for the connection when no pivot is at hand.
+
+        "linear":    T = f W,  W = I + D                      D: (d, d)
+        "low_rank":  T = f W,  W = I + U V                    U: (d, rank), V: (rank, d)
+        "mlp":       T = f + gelu(f U) V                      U: (d, rank), V: (rank, d)
+
+    All three are the identity at the start (`D` and `V` are zero), so that an untrained
+    connection changes nothing. `D` and not `W` is the weight, so that weight decay pulls
+    the transform towards the identity and not towards zero. The first two are matrices,
+    which `merge()` folds into the projection before them; `"mlp"` is not.
+
+    Args:
+        kind: `"linear"`, `"low_rank"` or `"mlp"`.
+        rank: int, the inner width of `"low_rank"` and `"mlp"`.
+
+    Input shape:
+        Float tensor `(..., d)`.
+
+    Output shape:
+        The input's.
+
+    Raises:
+        ValueError: if an argument is not one of the above; from `matrix()` for `"mlp"`.
+
+    Example:
+
+    ```python
+    transform = keras_cc.layers.TransformMatrix("low_rank", rank=4)
+    transform(keras.random.normal((2, 7, 8))).shape  # (2, 7, 8)
+    transform.matrix().shape  # (8, 8)
+    ```
+
+    Source: the Transform Matrix of CC-Tuning (Ye et al., arXiv 2506.00875).
+    """
+
+    def __init__(self, kind="linear", rank=16, **kwargs):
+        super().__init__(**kwargs)
+        if kind not in TRANSFORMS:
+            raise ValueError(f"`kind` must be one of {TRANSFORMS}. Received: kind={kind!r}")
+        if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+            raise ValueError(f"`rank` must be a positive integer. Received: rank={rank!r}")
+        self.kind = kind
+        self.rank = rank
+
+    def build(self, input_shape):
+        dim = input_shape[-1]
+        if self.kind == "linear":
+            self.delta = self.add_weight(name="delta", shape=(dim, dim), initializer="zeros")
+        else:
+            self.down = self.add_weight(
+                name="down", shape=(dim, self.rank), initializer="glorot_uniform"
+            )
+            self.up = self.add_weight(name="up", shape=(self.rank, dim), initializer="zeros")
+
+    def call(self, inputs):
+        if self.kind == "linear":
+            return inputs + ops.matmul(inputs, self.delta)
+        inner = ops.matmul(inputs, self.down)
+        if self.kind == "mlp":
+            inner = keras.activations.gelu(inner)
+        return inputs + ops.matmul(inner, self.up)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    @property
+    def is_linear(self):
+        """Whether the transform is a matrix, which `merge()` can fold."""
+        return self.kind != "mlp"
+
+    def matrix(self):
+        """`W` as a float32 NumPy array `(d, d)`: the transform is `f @ W`."""
+        if not self.is_linear:
+            raise ValueError(
+                "A non-linear transform is no matrix and cannot be folded into the model: keep the "
+                'connected model for inference, or train with `transform="linear"` or '
+                f'`"low_rank"`. Received: transform={self.kind!r}'
+            )
+        if self.kind == "linear":
+            delta = _float32(self.delta)
+        else:
+            delta = _float32(self.down) @ _float32(self.up)
+        return np.eye(delta.shape[0], dtype="float32") + delta
+
+    def get_config(self):
+        config = super().get_config()
+        config.update(kind=self.kind, rank=self.rank)
+        return config
+
+
+def _float32(variable):
+    return ops.convert_to_numpy(ops.cast(variable, "float32"))

@@ -1,0 +1,220 @@
+"""Connecting, disconnecting and folding: the only file that touches private Keras names.
+
+Why each is needed:
+
+- `layer._tracker.replace_tracked_value`: swaps one tracked sublayer for another at the
+  same place. Plain assignment appends a second one (and is refused on a built layer),
+  which would change the order of the weights, and with it every saved file.
+- `operation._inbound_nodes` and `model._nodes_by_depth`: where the backbone's hidden
+  states enter the language-model head. KerasHub has no head layer, so the head is the
+  part of the functional graph behind that tensor.
+- `model._aggregate_additional_loss`: divides a loss that is already a mean by the
+  number of replicas on TensorFlow, where gradients are summed over the replicas.
+- `model._flatten_layers`: all sublayers; `Model.layers` lists the top only.
+"""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_cc.families import family_of
+from keras_cc.layers import CCFeedForward
+
+# The variables of the connection stay float32, whatever the backbone's: in bfloat16, Adam's
+# second moment never moves (beta_2 rounds to 1).
+_POLICIES = {
+    "float32": "float32",
+    "bfloat16": "mixed_bfloat16",
+    "float16": "mixed_float16",
+    "float64": "float64",
+}
+
+
+def is_connected(causal_lm):
+    """Whether some `CCCausalLM` has connected this model already."""
+    return any(isinstance(layer, CCFeedForward) for layer in _all_layers(causal_lm.backbone))
+
+
+def connect(causal_lm, connection):
+    """Wrap the feed-forward projections of the connected blocks, in place.
+
+    Args:
+        causal_lm: a KerasHub causal language model.
+        connection: an object with `block_numbers` and `feed_forward`, such as
+            `FusedConnection`.
+
+    Returns:
+        The `CCFeedForward` layers, by block number.
+
+    Raises:
+        ValueError: for a backbone of no supported family, one that is connected already,
+            and block numbers that it does not have. Nothing has changed then.
+    """
+    backbone = causal_lm.backbone
+    family = family_of(backbone)
+    if is_connected(causal_lm):
+        raise ValueError(
+            "`causal_lm` is connected already: use the `CCCausalLM` that connected it, or call its "
+            "`merge()` or `disconnect()` first. "
+            f"Received: causal_lm={causal_lm.name!r} with CCFeedForward layers"
+        )
+    blocks = backbone.transformer_layers
+    numbers = connection.block_numbers(len(blocks))
+    projections = {number: _owner(blocks[number], family) for number in numbers}
+    layers = {}
+    for number, (owner, attribute) in projections.items():
+        inner = getattr(owner, attribute)
+        layer = connection.feed_forward(
+            inner, name=f"cc_feed_forward_{number}", dtype=_POLICIES[inner.compute_dtype]
+        )
+        layer.build(_input_shape(inner))
+        _replace(owner, attribute, layer)
+        layers[number] = layer
+    _forbid_presets(causal_lm)
+    causal_lm.generate_function = None  # it was compiled around the old layers
+    return layers
+
+
+def disconnect(causal_lm, fold):
+    """Put the projections back, with the transforms folded into them or left out.
+
+    Args:
+        causal_lm: a connected KerasHub causal language model.
+        fold: bool, whether to multiply each transform into its projection.
+
+    Raises:
+        ValueError: if `fold` and a transform is no matrix, or a projection is quantised
+            or carries LoRA weights. Nothing has changed then.
+    """
+    family = family_of(causal_lm.backbone)
+    places = []
+    for block in causal_lm.backbone.transformer_layers:
+        owner, attribute = _owner(block, family)
+        layer = getattr(owner, attribute)
+        if isinstance(layer, CCFeedForward):
+            places.append((owner, attribute, layer, _folded(layer) if fold else {}))
+    for owner, attribute, layer, weights in places:
+        for variable, value in weights.items():
+            getattr(layer.inner, variable).assign(value)
+        _replace(owner, attribute, layer.inner)
+    _allow_presets(causal_lm)
+    causal_lm.generate_function = None
+
+
+def language_model_head(causal_lm):
+    """The model's head: from the backbone's hidden states `(B, K, d)` to logits.
+
+    Cut from the functional graph, so that soft caps and tied embeddings are those of the
+    model, and applied to whatever positions are wanted.
+    """
+    nodes = {id(node) for depth in causal_lm._nodes_by_depth.values() for node in depth}
+    for node in causal_lm.backbone._inbound_nodes:
+        if id(node) in nodes:
+            return keras.Model(node.output_tensors[0], causal_lm.output)
+    raise ValueError(
+        "`causal_lm` must be a functional KerasHub model whose output is computed from its "
+        f"backbone's. Received: causal_lm={type(causal_lm).__name__}"
+    )
+
+
+def add_to_loss(model, loss):
+    """`loss`, a mean over this replica's batch, scaled as Keras scales an added loss."""
+    return model._aggregate_additional_loss(loss)
+
+
+def unfreeze(feed_forwards):
+    """Make gates and transforms trainable again, and leave the projections as they are.
+
+    KerasHub's `enable_lora` freezes every layer that it does not give LoRA weights. A
+    frozen layer hides its sublayers' trainable weights, so the wrapper itself thaws too.
+    """
+    for layer in feed_forwards:
+        inner = layer.inner.trainable
+        layer.trainable = True  # sets it on everything inside
+        layer.inner.trainable = inner
+
+
+def backbone_config(backbone):
+    """`backbone.get_config()`, complete.
+
+    `LlamaBackbone.get_config` (KerasHub 0.32) leaves out `tie_word_embeddings`, so a tied
+    model would come back untied, with weights that no longer fit.
+    """
+    config = dict(backbone.get_config())
+    embedding = getattr(backbone, "token_embedding", None)
+    if "tie_word_embeddings" not in config and _takes(backbone, "tie_word_embeddings"):
+        config["tie_word_embeddings"] = bool(getattr(embedding, "tie_weights", False))
+    return config
+
+
+def _takes(backbone, argument):
+    import inspect
+
+    return argument in inspect.signature(type(backbone).__init__).parameters
+
+
+def _all_layers(model):
+    return model._flatten_layers(include_self=False)
+
+
+def _owner(block, family):
+    """The layer that holds a block's projection, and the attribute it is held under."""
+    *path, attribute = family.projection.split(".")
+    for name in path:
+        block = getattr(block, name)
+    return block, attribute
+
+
+def _replace(owner, attribute, new):
+    old = getattr(owner, attribute)
+    owner._tracker.replace_tracked_value("layers", old, new)
+    setattr(owner, attribute, new)
+
+
+def _input_shape(projection):
+    """`(None, None, inner dim)`: the kernel of every family's projection is (inner, d)."""
+    return (None, None, int(projection.kernel.shape[0]))
+
+
+def _folded(layer):
+    """The projection's weights with the transform multiplied in, `kernel @ W`, `bias @ W`."""
+    if layer.transform_matrix is None:
+        return {}
+    matrix = layer.transform_matrix.matrix()
+    inner = layer.inner
+    if getattr(inner, "quantization_mode", None) is not None:
+        raise ValueError(
+            "`merge()` folds into float weights only: merge first and quantise the merged model. "
+            f"Received: {inner.name} quantised to {inner.quantization_mode!r}"
+        )
+    if getattr(inner, "lora_enabled", False):
+        raise ValueError(
+            "`merge()` cannot fold into a projection that carries LoRA weights: train LoRA on other "
+            "layers (KerasHub's default is the attention's query and value). "
+            f"Received: LoRA on {inner.name}"
+        )
+    weights = {"kernel": inner.kernel}
+    if getattr(inner, "bias", None) is not None:
+        weights["bias"] = inner.bias
+    # Folded in float32 and rounded once, to the projection's own type, by `assign`.
+    return {
+        name: np.matmul(ops.convert_to_numpy(ops.cast(value, "float32")), matrix)
+        for name, value in weights.items()
+    }
+
+
+def _forbid_presets(causal_lm):
+    def save_to_preset(*args, **kwargs):
+        raise ValueError(
+            "A connected model cannot be saved as a preset, since nothing could load it: call "
+            "`merge()` and save what it returns, or use `CCCausalLM.save` or `save_cc_weights`. "
+            f"Received: save_to_preset on {causal_lm.name!r}, which is connected"
+        )
+
+    for model in (causal_lm, causal_lm.backbone):
+        object.__setattr__(model, "save_to_preset", save_to_preset)
+
+
+def _allow_presets(causal_lm):
+    for model in (causal_lm, causal_lm.backbone):
+        vars(model).pop("save_to_preset", None)

@@ -1,0 +1,286 @@
+"""Prompt templates: what surrounds an instruction, and the token ids it becomes.
+
+Notable choices:
+
+- A template is text before and after the instruction. Its special tokens (`<start_of_turn>`,
+  `<|im_end|>`, ...) are looked up in the vocabulary and inserted as ids; they are never tokenised
+  as text, because KerasHub tokenizers differ in what they make of a special token inside a string.
+- The text between two special tokens is tokenised together with the instruction that stands in
+  it, as a chat template of Hugging Face's `transformers` is.
+- With a template, a special token written out in the *user's* text stays text: it cannot open or
+  close a turn. Without one (`template=None`) the text goes to the tokenizer as it is.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+PLACEHOLDER = "{instruction}"
+
+# What a custom template string may contain that can only be meant as a special token.
+_SPECIAL_TOKEN = re.compile(r"<\|[^|<>\s]+\|>|<(?:start|end)_of_turn>")
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptTemplate:
+    """What stands around an instruction, `prefix + instruction + suffix`, answer next.
+
+    Args:
+        name: string. The name it is found and serialised under.
+        prefix: string. Text and special tokens before the instruction. The start token
+            (`<bos>`, `<s>`, ...) is not part of it: `CCPreprocessor` adds that.
+        suffix: string. Text and special tokens between the instruction and the answer.
+        end_of_turn: string or `None`. The special token that ends the answer, in place of the
+            tokenizer's own end token.
+        special_tokens: tuple of strings. The special tokens in `prefix` and `suffix`. Each must be
+            a single token of the tokenizer.
+        strip: bool. Whether white space around the instruction and the answer is removed, as the
+            published chat templates with `| trim` do.
+
+    Example:
+
+    ```python
+    template = keras_cc.templates.PromptTemplate(
+        "phi3",
+        prefix="<|user|>\\n",
+        suffix="<|end|>\\n<|assistant|>\\n",
+        end_of_turn="<|end|>",
+        special_tokens=("<|user|>", "<|end|>", "<|assistant|>"),
+    )
+    template.format("Hello")  # "<|user|>\\nHello<|end|>\\n<|assistant|>\\n"
+    ```
+    """
+
+    name: str
+    prefix: str
+    suffix: str
+    end_of_turn: str | None = None
+    special_tokens: tuple[str, ...] = ()
+    strip: bool = False
+
+    def __post_init__(self) -> None:
+        # A config that went through JSON brings a list.
+        object.__setattr__(self, "special_tokens", tuple(self.special_tokens))
+
+    def format(self, instruction: str) -> str:
+        """Returns the prompt as a string, for reading: `CCPreprocessor` builds ids instead."""
+        return self.prefix + (instruction.strip() if self.strip else instruction) + self.suffix
+
+    @property
+    def required_tokens(self) -> tuple[str, ...]:
+        """Every special token that the tokenizer must have, in order, without repeats."""
+        end = () if self.end_of_turn is None else (self.end_of_turn,)
+        return tuple(dict.fromkeys(self.special_tokens + end))
+
+
+def _chatml(name: str, system: str | None = None) -> PromptTemplate:
+    turn = "" if system is None else f"<|im_start|>system\n{system}<|im_end|>\n"
+    return PromptTemplate(
+        name,
+        prefix=f"{turn}<|im_start|>user\n",
+        suffix="<|im_end|>\n<|im_start|>assistant\n",
+        end_of_turn="<|im_end|>",
+        special_tokens=("<|im_start|>", "<|im_end|>"),
+    )
+
+
+_TEMPLATES = (
+    # Gemma 1, 2 and 3, instruction-tuned.
+    PromptTemplate(
+        "gemma",
+        prefix="<start_of_turn>user\n",
+        suffix="<end_of_turn>\n<start_of_turn>model\n",
+        end_of_turn="<end_of_turn>",
+        special_tokens=("<start_of_turn>", "<end_of_turn>"),
+        strip=True,
+    ),
+    # Llama 3 Instruct. (3.1 and later put a dated system turn in front by default; not here.)
+    PromptTemplate(
+        "llama3",
+        prefix="<|start_header_id|>user<|end_header_id|>\n\n",
+        suffix="<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+        end_of_turn="<|eot_id|>",
+        special_tokens=("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+        strip=True,
+    ),
+    # ChatML with no system turn: Qwen3 as published, and any ChatML model by choice.
+    _chatml("chatml"),
+    # ChatML with the system turn that the published template adds when the user gives none.
+    _chatml("qwen", "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
+    _chatml("smollm", "You are a helpful AI assistant named SmolLM, trained by Hugging Face"),
+    # Mistral 7B Instruct v0.3 and later, where [INST] is a special token. The space after it is
+    # the SentencePiece tokenizer's own dummy prefix; Tekken tokenizers have none, and want none.
+    PromptTemplate(
+        "mistral", prefix="[INST]", suffix="[/INST]", special_tokens=("[INST]", "[/INST]")
+    ),
+)
+
+PROMPT_TEMPLATES: dict[str, PromptTemplate] = {template.name: template for template in _TEMPLATES}
+
+
+def get(template: "str | dict[str, Any] | PromptTemplate | None") -> PromptTemplate | None:
+    """Returns the prompt template that a name, a string, a config or an object stands for.
+
+    Args:
+        template: `None` (nothing is added to the instruction), a name in `PROMPT_TEMPLATES`
+            (`"gemma"`, `"llama3"`, `"chatml"`, `"qwen"`, `"smollm"`, `"mistral"`), a string with
+            `"{instruction}"` in it exactly once, a `PromptTemplate`, or the dict that `serialize`
+            returned for one.
+
+    Returns:
+        A `PromptTemplate`, or `None`.
+
+    Raises:
+        ValueError: for an unknown name, or a string without the placeholder or with two.
+        TypeError: for anything else.
+
+    Example:
+
+    ```python
+    keras_cc.templates.get("gemma").end_of_turn  # "<end_of_turn>"
+    keras_cc.templates.get("Q: {instruction}\\nA:").suffix  # "\\nA:"
+    ```
+
+    Sources: the `chat_template` of google/gemma-3-1b-it, meta-llama/Meta-Llama-3-8B-Instruct,
+    Qwen/Qwen2.5-7B-Instruct, HuggingFaceTB/SmolLM2-135M-Instruct and
+    mistralai/Mistral-7B-Instruct-v0.3.
+    """
+    if template is None or isinstance(template, PromptTemplate):
+        return template
+    if isinstance(template, dict):
+        return PromptTemplate(**template)
+    if not isinstance(template, str):
+        raise TypeError(
+            "`template` must be None, a string or a `PromptTemplate`. "
+            f"Received: template={template!r} (of type {type(template).__name__})"
+        )
+    if template in PROMPT_TEMPLATES:
+        return PROMPT_TEMPLATES[template]
+    if template.count(PLACEHOLDER) != 1:
+        raise ValueError(
+            f"`template` must be one of {sorted(PROMPT_TEMPLATES)}, or a string that contains "
+            f'"{PLACEHOLDER}" exactly once. Received: template={template!r}'
+        )
+    prefix, suffix = template.split(PLACEHOLDER)
+    special_tokens = tuple(dict.fromkeys(_SPECIAL_TOKEN.findall(template)))
+    return PromptTemplate(template, prefix, suffix, special_tokens=special_tokens)
+
+
+def serialize(template: PromptTemplate | None) -> "str | dict[str, Any] | None":
+    """Returns what `get` turns back into an equal template: a name, a string or a dict."""
+    if template is None:
+        return None
+    is_short = template.name in PROMPT_TEMPLATES or template.name.count(PLACEHOLDER) == 1
+    if is_short and get(template.name) == template:
+        return template.name
+    return dataclasses.asdict(template)
+
+
+def token_id(tokenizer: Any, token: str) -> int | None:
+    """Returns the id of one token of a KerasHub tokenizer, `None` where it has no such token."""
+    try:
+        index = tokenizer.token_to_id(token)
+        # SentencePiece answers with the unknown token's id, so look at what the id stands for.
+        return int(index) if tokenizer.id_to_token(int(index)) == token else None
+    except (KeyError, ValueError, TypeError):
+        return None
+
+
+class PromptEncoder:
+    """Turns instructions and answers into token ids under one template. Not public.
+
+    Args:
+        tokenizer: a KerasHub tokenizer that has its vocabulary.
+        template: a `PromptTemplate` or `None`.
+        tokenize: callable, list of strings -> list of lists of ids.
+
+    Raises:
+        ValueError: where the tokenizer lacks one of the template's special tokens.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: PromptTemplate | None,
+        tokenize: Callable[[list[str]], list[list[int]]],
+    ) -> None:
+        self._tokenize = tokenize
+        self._strip = template is not None and template.strip
+        self.head: list[int] = []  # ids before the text that the instruction stands in
+        self.tail: list[int] = []  # ids after it
+        self._before = self._after = ""  # template text that is tokenised with the instruction
+        self.end_of_turn_id: int | None = None
+        self.special_ids: dict[int, str] = {}
+        if template is None:
+            return
+        self.special_ids = self._known_special_ids(tokenizer, template)
+        if template.end_of_turn is not None:
+            self.end_of_turn_id = token_id(tokenizer, template.end_of_turn)
+        *head, self._before = self._split(template.prefix)
+        self._after, *tail = self._split(template.suffix)
+        self.head, self.tail = self._fixed_ids(head), self._fixed_ids(tail)
+
+    @staticmethod
+    def _known_special_ids(tokenizer: Any, template: PromptTemplate) -> dict[int, str]:
+        missing = [t for t in template.required_tokens if token_id(tokenizer, t) is None]
+        if missing:
+            raise ValueError(
+                f"The template {template.name!r} needs special tokens that are not in the "
+                f"vocabulary of {type(tokenizer).__name__}: {missing}. Choose the template of this "
+                'model family, or a string with "{instruction}" in it. '
+                f"Received: template={template.name!r}"
+            )
+        known = [*template.required_tokens, *tokenizer.special_tokens]
+        known += [t for other in _TEMPLATES for t in other.required_tokens]
+        ids = {token_id(tokenizer, t): t for t in known}
+        return {index: token for index, token in ids.items() if index is not None}
+
+    def _split(self, text: str) -> list[str | int]:
+        """Text, id, text, ..., text: ids stand for special tokens; a text may be empty."""
+        by_token = {token: index for index, token in self.special_ids.items()}
+        pattern = "|".join(re.escape(t) for t in sorted(by_token, key=len, reverse=True))
+        return [by_token.get(part, part) for part in re.split(f"({pattern})", text)]
+
+    def _fixed_ids(self, parts: Iterable[str | int]) -> list[int]:
+        ids: list[int] = []
+        for part in parts:
+            if isinstance(part, int):
+                ids.append(part)
+            elif part:
+                ids += self._tokenize([part])[0]
+        return ids
+
+    def prompts(self, instructions: Sequence[str]) -> list[list[int]]:
+        """Returns each instruction's prompt ids: no start token, no answer."""
+        texts = [self._before + t + self._after for t in self._stripped(instructions)]
+        return [self.head + ids + self.tail for ids in self._text(texts)]
+
+    def answers(self, answers: Sequence[str]) -> list[list[int]]:
+        """Returns each answer's ids: no end token."""
+        return self._text(self._stripped(answers))
+
+    def _stripped(self, texts: Sequence[str]) -> list[str]:
+        return [t.strip() for t in texts] if self._strip else list(texts)
+
+    def _text(self, texts: list[str]) -> list[list[int]]:
+        return [
+            ids if self.special_ids.keys().isdisjoint(ids) else self._as_plain_text(text, ids)
+            for text, ids in zip(texts, self._tokenize(texts), strict=True)
+        ]
+
+    def _as_plain_text(self, text: str, ids: list[int]) -> list[int]:
+        """Tokenises a text whose literal special tokens must not become special ids."""
+        found = [self.special_ids[i] for i in dict.fromkeys(ids) if i in self.special_ids]
+        # "<eos>" -> "<", "eos>": cut after the first character of each literal.
+        pattern = "|".join(f"(?<={re.escape(t[0])})(?={re.escape(t[1:])})" for t in found)
+        first, *rest = re.split(pattern, text)
+        result = list(self._tokenize([first])[0])
+        for piece in rest:
+            result += self._continuation(piece)
+        return result
+
+    def _continuation(self, piece: str) -> list[int]:
+        """Tokenises text that follows other text: no dummy prefix (SentencePiece) in front."""
+        start, whole = self._tokenize(["\n", "\n" + piece])
+        return whole[len(start) :] if whole[: len(start)] == start else self._tokenize([piece])[0]

@@ -1,0 +1,546 @@
+"""`PreparedBatches`: every source gives the same batches, on every backend and in every epoch."""
+
+import itertools
+import json
+import math
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from keras_cc.data.batches import PreparedBatches, answer_positions, as_keras_data
+
+grain = pytest.importorskip("grain", reason="grain is not installed")
+tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
+torch = pytest.importorskip("torch", reason="torch is not installed")
+
+T, S = 16, 6
+ROWS = [
+    {
+        "instruction": f"instruction {i}",
+        "output": "x" * (1 + i % 5),
+        "instruction_en": "" if i % 3 == 0 else f"pivot {i}",
+        "id": f"id-{i}",
+    }
+    for i in range(7)
+]
+
+
+def to_rows(raw):
+    if isinstance(raw, dict):
+        keys = list(raw)
+        raw = [dict(zip(keys, values, strict=True)) for values in zip(*raw.values(), strict=True)]
+    text = lambda v: v.decode() if isinstance(v, bytes) else str(v)  # noqa: E731
+    return [{k: text(v) for k, v in row.items()} for row in raw]
+
+
+def prepare(raw):
+    """A stand-in for CCPreprocessor: row i is i in every token, its answer len(output) long."""
+    rows = to_rows(raw)
+    number = np.array([int(r["instruction"].split()[1]) for r in rows], "int32")
+    answer = np.zeros((len(rows), T), "int32")
+    pivot = np.zeros((len(rows), S), "int32")
+    padding = np.zeros((len(rows), T), "int32")
+    for i, r in enumerate(rows):
+        start = 2 + number[i]  # the prompt's last position
+        answer[i, start : start + len(r["output"])] = 1
+        padding[i, : start + len(r["output"]) + 1] = 1
+        pivot[i] = bool(r["instruction_en"])
+    x = {
+        "token_ids": np.tile(number[:, None], (1, T)),
+        "padding_mask": padding,
+        "answer_mask": answer,
+        "pivot_token_ids": pivot * number[:, None],
+        "pivot_padding_mask": pivot,
+    }
+    return x, x["token_ids"].copy(), answer.astype("float32")
+
+
+prepare.id_column = "id"
+
+
+def columns(rows):
+    return {k: [r[k] for r in rows] for k in rows[0]}
+
+
+def chunks(rows, size):
+    return [rows[i : i + size] for i in range(0, len(rows), size)]
+
+
+class Columns(keras.utils.PyDataset):
+    def __init__(self, items):
+        super().__init__()
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+
+class Loader:
+    """Re-iterable, of unknown length."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __iter__(self):
+        return iter(self.items)
+
+
+def prepared_arrays():
+    return prepare(ROWS)
+
+
+def tensors(convert):
+    x, y, weight = prepared_arrays()
+    return {k: convert(v) for k, v in x.items()}, convert(y), convert(weight)
+
+
+def tf_rows():
+    return tf.data.Dataset.from_tensor_slices(columns(ROWS))
+
+
+BATCHES = [prepare(rows) for rows in chunks(ROWS, 3)]
+
+SOURCES = {
+    "rows": lambda: ROWS,
+    "tuple of rows": lambda: tuple(ROWS),
+    "columns": lambda: columns(ROWS),
+    "numpy columns": lambda: {k: np.array(v) for k, v in columns(ROWS).items()},
+    "bytes columns": lambda: {
+        k: np.array([t.encode() for t in v], object) for k, v in columns(ROWS).items()
+    },
+    "tf columns": lambda: {k: tf.constant(v) for k, v in columns(ROWS).items()},
+    "arrays": prepared_arrays,
+    "tf arrays": lambda: tensors(tf.constant),
+    "torch arrays": lambda: tensors(torch.tensor),
+    "backend arrays": lambda: tensors(keras.ops.convert_to_tensor),
+    "tf.data rows": tf_rows,
+    "tf.data batches": lambda: tf_rows().batch(3),
+    "tf.data unknown length": lambda: tf_rows().filter(lambda row: True).batch(3),
+    "tf.data prepared": lambda: tf.data.Dataset.from_tensor_slices(prepared_arrays()).batch(3),
+    "grain map rows": lambda: grain.MapDataset.source(ROWS),
+    "grain map filtered": lambda: grain.MapDataset.source(
+        [*ROWS, {**ROWS[0], "id": "drop"}]
+    ).filter(lambda row: row["id"] != "drop"),
+    "grain map batches": lambda: grain.MapDataset.source(ROWS).batch(3),
+    "grain iter": lambda: grain.MapDataset.source(ROWS).to_iter_dataset().batch(3),
+    "grain prepared": lambda: grain.MapDataset.source(BATCHES),
+    "grain loader": lambda: grain.DataLoader(
+        data_source=ROWS,
+        sampler=grain.samplers.SequentialSampler(len(ROWS)),
+        operations=[grain.transforms.Batch(3)],
+    ),
+    "torch loader": lambda: torch.utils.data.DataLoader(ROWS, batch_size=3),
+    "torch loader rows": lambda: torch.utils.data.DataLoader(ROWS, batch_size=None),
+    "torch loader lists": lambda: torch.utils.data.DataLoader(ROWS, 3, collate_fn=list),
+    "torch loader prepared": lambda: torch.utils.data.DataLoader(
+        [tensors_row(i) for i in range(len(ROWS))], batch_size=3
+    ),
+    "PyDataset columns": lambda: Columns([columns(c) for c in chunks(ROWS, 3)]),
+    "PyDataset prepared": lambda: Columns(BATCHES),
+    "iterable of rows": lambda: Loader(ROWS),
+    "iterable of batches": lambda: Loader([columns(c) for c in chunks(ROWS, 3)]),
+    "iterable of prepared": lambda: Loader(BATCHES),
+    "list of batches": lambda: [columns(c) for c in chunks(ROWS, 3)],
+    "list of prepared": lambda: BATCHES,
+    "function": lambda: lambda: iter(ROWS),
+    "generator function": lambda: lambda: (row for row in ROWS),
+}
+ONE_SHOT = {
+    "generator of rows": lambda: (row for row in ROWS),
+    "generator of batches": lambda: (columns(c) for c in chunks(ROWS, 3)),
+    "generator of prepared": lambda: iter(BATCHES),
+}
+
+
+def tensors_row(i):
+    x, y, weight = prepared_arrays()
+    return {k: torch.tensor(v[i]) for k, v in x.items()}, torch.tensor(y[i]), weight[i]
+
+
+class Recorder(keras.Model):
+    """Learns one number, and logs which rows each step saw."""
+
+    def __init__(self):
+        super().__init__()
+        minus_one = keras.initializers.Constant(-1)
+        self.seen = self.add_weight(shape=(64, 3), initializer=minus_one, trainable=False)
+        self.at = self.add_weight(shape=(), dtype="int32", initializer="zeros", trainable=False)
+        self.scale = self.add_weight(shape=(), initializer="ones", name="scale")
+        self.built = True
+
+    def call(self, x):
+        return keras.ops.cast(x["token_ids"], "float32") * self.scale
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        ops = keras.ops
+        ids = ops.cast(x["token_ids"][:, 0], "float32")
+        ids = ops.pad(ids, [[0, 3 - ops.shape(ids)[0]]], constant_values=-1.0)
+        self.seen.assign(ops.slice_update(self.seen, [self.at, 0], ids[None]))
+        self.at.assign(self.at + 1)
+        picked = ops.take_along_axis(y_pred, x["answer_positions"], axis=1)
+        return ops.mean(ops.square(picked))
+
+    def order(self):
+        seen = keras.ops.convert_to_numpy(self.seen).astype(int)
+        at = int(keras.ops.convert_to_numpy(self.at))
+        return [[i for i in row if i >= 0] for row in seen[:at].tolist()]
+
+
+class Steps(keras.callbacks.Callback):
+    def __init__(self):
+        super().__init__()
+        self.per_epoch = []
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.per_epoch.append(0)
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.per_epoch[-1] += 1
+
+
+def fit(batches, epochs=2, **kwargs):
+    model, steps = Recorder(), Steps()
+    model.compile(optimizer=keras.optimizers.SGD(0.0))
+    data = as_keras_data(batches, kwargs.get("steps_per_epoch"), epochs)
+    callbacks = [steps, batches.step_counter()]
+    model.fit(data, epochs=epochs, verbose=0, shuffle=False, callbacks=callbacks, **kwargs)
+    return model, steps
+
+
+def assert_same_batches(first, second):
+    assert len(first) == len(second)
+    for (x1, y1, w1), (x2, y2, w2) in zip(first, second, strict=True):
+        assert x1.keys() == x2.keys()
+        for key in x1:
+            np.testing.assert_array_equal(x1[key], x2[key], err_msg=key)
+            assert x1[key].dtype == x2[key].dtype
+        np.testing.assert_array_equal(y1, y2)
+        np.testing.assert_array_equal(w1, w2)
+        assert (y2.dtype, w2.dtype) == (np.int32, np.float32)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_source_gives_the_same_batches_twice(name):
+    batches = PreparedBatches(SOURCES[name](), prepare, batch_size=3)
+    for _ in range(2):
+        seen = list(batches)
+        assert [x["token_ids"][:, 0].tolist() for x, _, _ in seen] == [[0, 1, 2], [3, 4, 5], [6]]
+        assert [x["row_ids"].tolist() for x, _, _ in seen] == [[0, 1, 2], [3, 4, 5], [6]]
+        assert_same_batches(seen, list(PreparedBatches(ROWS, prepare, batch_size=3)))
+    assert batches.count_batches() == 3
+    assert len(batches) == 3
+
+
+@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_fit_reads_every_row_in_order_in_two_epochs(name):
+    batches = PreparedBatches(SOURCES[name](), prepare, batch_size=3)
+    model, steps = fit(batches)
+    assert model.order() == 2 * [[0, 1, 2], [3, 4, 5], [6]]
+    assert steps.per_epoch == [3, 3]
+    assert steps.params["steps"] == 3  # what the progress bar counts to
+
+
+@pytest.mark.parametrize("name", ONE_SHOT)
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+def test_fit_reads_a_generator_once(name):
+    batches = PreparedBatches(ONE_SHOT[name](), prepare, batch_size=3)
+    assert batches.one_shot
+    with pytest.raises(TypeError, match="not known"):
+        len(batches)
+    model, steps = fit(batches, epochs=1)
+    assert model.order() == [[0, 1, 2], [3, 4, 5], [6]]
+    assert steps.per_epoch == [3]
+    with pytest.raises(RuntimeError, match="used up"):
+        list(batches)
+
+
+def test_a_generator_for_two_epochs_is_refused_at_the_door():
+    batches = PreparedBatches((row for row in ROWS), prepare)
+    with pytest.raises(ValueError, match="one epoch.*\n?.*epochs=2"):
+        as_keras_data(batches, epochs=2)
+
+
+def test_infinite_sources_need_steps_per_epoch():
+    forever = tf_rows().batch(3).repeat()
+    batches = PreparedBatches(forever, prepare)
+    assert batches.num_batches == math.inf
+    with pytest.raises(ValueError, match="steps_per_epoch"):
+        as_keras_data(batches)
+    model, steps = fit(batches, epochs=2, steps_per_epoch=2)
+    assert steps.per_epoch == [2, 2]
+    assert model.order() == [[0, 1, 2], [3, 4, 5], [6], [0, 1, 2]]
+
+
+def test_endless_functions_are_not_counted_when_steps_per_epoch_is_given():
+    batches = PreparedBatches(lambda: itertools.cycle(ROWS), prepare, batch_size=3)
+    model, _ = fit(batches, epochs=2, steps_per_epoch=2)
+    assert model.order() == [[0, 1, 2], [3, 4, 5], [6, 0, 1], [2, 3, 4]]
+
+
+@pytest.mark.parametrize("source", ["rows", "iterable of rows"])
+def test_steps_per_epoch_goes_on_where_the_last_epoch_ended(source):
+    batches = PreparedBatches(SOURCES[source](), prepare, batch_size=3)
+    model, _ = fit(batches, epochs=3, steps_per_epoch=2)
+    assert model.order()[:4] == [[0, 1, 2], [3, 4, 5], [6], [0, 1, 2]]
+
+
+@pytest.mark.parametrize("source", ["rows", "columns", "arrays"])
+def test_shuffle_draws_a_new_seeded_order_for_each_epoch(source):
+    def epochs_of(seed):
+        batches = PreparedBatches(SOURCES[source](), prepare, 3, shuffle=True, seed=seed)
+        order = [i for row in fit(batches, epochs=3)[0].order() for i in row]
+        return [order[i : i + 7] for i in (0, 7, 14)]
+
+    first = epochs_of(1)
+    expected = [np.random.default_rng([1, e]).permutation(7).tolist() for e in range(3)]
+    assert first == expected
+    assert epochs_of(1) == first
+    assert epochs_of(2) != first
+    assert all(sorted(epoch) == list(range(7)) for epoch in first)
+
+
+def test_shuffle_leaves_streams_in_their_own_order():
+    batches = PreparedBatches(Loader(ROWS), prepare, 3, shuffle=True, seed=0)
+    assert [x["token_ids"][:, 0].tolist() for x, _, _ in batches] == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+@pytest.mark.parametrize("name", ["rows", "columns", "tf.data rows", "torch loader"])
+def test_describe_names_rows_by_their_id_column(name):
+    batches = PreparedBatches(SOURCES[name](), prepare, 3)
+    list(batches)
+    assert batches.describe(np.array([5, 0])) == ["id-5", "id-0"]
+
+
+def test_describe_follows_the_row_through_a_shuffle():
+    batches = PreparedBatches(ROWS, prepare, 3, shuffle=True, seed=3)
+    for x, _, _ in batches:
+        assert batches.describe(x["row_ids"]) == [f"id-{i}" for i in x["token_ids"][:, 0]]
+
+
+@pytest.mark.parametrize("source", ["arrays", "list of prepared"])
+def test_describe_without_ids_counts_rows(source):
+    batches = PreparedBatches(SOURCES[source](), prepare, 3)
+    list(batches)
+    assert batches.describe([4]) == ["row 4"]
+
+
+@pytest.mark.parametrize(
+    "spans, length, expected",
+    [
+        ([(2, 5)], 16, [[2, 3, 4, 5]]),  # span 3 -> the minimum, 4
+        ([(2, 7)], 16, [[2, 3, 4, 5, 6, 7, 8, 9]]),  # span 5 -> 8
+        ([(14, 16)], 16, [[12, 13, 14, 15]]),  # clipped at the end of the row
+        ([(0, 9)], 10, [list(range(10))]),  # 16 would be longer than the row
+        ([(0, 2)], 3, [[0, 1, 2]]),  # a row shorter than the minimum
+        ([(1, 3), None], 8, [[1, 2, 3, 4], [0, 1, 2, 3]]),  # a row without an answer
+        ([(1, 5), (3, 4)], 8, [[1, 2, 3, 4], [3, 4, 5, 6]]),
+    ],
+)
+def test_answer_positions(spans, length, expected):
+    mask = np.zeros((len(spans), length), "int32")
+    for row, span in zip(mask, spans, strict=True):
+        if span:
+            row[slice(*span)] = 1
+    positions = answer_positions(mask)
+    assert positions.dtype == np.int32
+    assert positions.tolist() == expected
+
+
+def test_answer_positions_cover_every_answer_token_of_random_masks():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        length = int(rng.integers(2, 40))
+        mask = rng.random((3, length)) < rng.random()
+        window = answer_positions(mask)
+        assert window.min() >= 0 and window.max() < length
+        assert (np.diff(window, axis=1) == 1).all()
+        for row, positions in zip(mask, window, strict=True):
+            assert set(np.flatnonzero(row)) <= set(positions.tolist())
+
+
+def token_means(batches, loss, weight):
+    """What K averaged micro-batches amount to, per group, and the token mean over the group."""
+    micro = [float((loss(b) * weight(b)).sum() / weight(b).sum()) for b in batches]
+    totals = sum(float((loss(b) * weight(b)).sum()) for b in batches)
+    return micro, totals / sum(float(weight(b).sum()) for b in batches)
+
+
+@pytest.mark.parametrize("column", [0, 1])
+def test_loss_scale_turns_micro_batch_means_into_token_means(column):
+    rows = [r for r in ROWS if r["instruction_en"]] + ROWS[:2]
+    weight = [
+        lambda b: b[2],
+        lambda b: b[0]["padding_mask"] * b[0]["pivot_padding_mask"].any(1, keepdims=True),
+    ][column]
+    loss = lambda b: np.sin(b[0]["token_ids"] + np.arange(T))  # noqa: E731
+    batches = list(PreparedBatches(rows, prepare, batch_size=1, accumulate=3))
+    assert len(batches) == 6
+    for group in (batches[:3], batches[3:]):
+        micro, expected = token_means([b for b in group if weight(b).any()], loss, weight)
+        micro = dict(zip([id(b) for b in group if weight(b).any()], micro, strict=True))
+        scaled = [b[0]["loss_scale"][0, column] * micro.get(id(b), 0.0) for b in group]
+        np.testing.assert_allclose(np.mean(scaled), expected, rtol=1e-5)
+    assert batches[0][0]["loss_scale"].dtype == np.float32
+
+
+def answers_in(batches):
+    return np.array([b[2].sum() for b in batches])
+
+
+def test_loss_scale_spans_the_end_of_an_epoch_for_rows():
+    # 7 batches of one row, K = 3: the groups are 012 345 6|01 234 56|0 ...
+    batches = PreparedBatches(ROWS, prepare, batch_size=1, accumulate=3)
+    stream = [b for _ in range(3) for b in batches]
+    assert batches.step == 21
+    counts = answers_in(stream)
+    for start in range(0, 21, 3):
+        group = stream[start : start + 3]
+        expected = counts[start : start + 3] * 3 / counts[start : start + 3].sum()
+        actual = [b[0]["loss_scale"][0, 0] for b in group]
+        np.testing.assert_allclose(actual, expected, rtol=1e-6)
+
+
+def test_loss_scale_spans_several_short_epochs():
+    batches = PreparedBatches(ROWS[:2], prepare, batch_size=1, accumulate=5)
+    stream = [b for _ in range(5) for b in batches]
+    counts = answers_in(stream)
+    for start in (0, 5):
+        expected = counts[start : start + 5] * 5 / counts[start : start + 5].sum()
+        actual = [b[0]["loss_scale"][0, 0] for b in stream[start : start + 5]]
+        np.testing.assert_allclose(actual, expected, rtol=1e-6)
+
+
+def test_loss_scale_of_a_stream_splits_a_group_at_the_end_of_an_epoch():
+    batches = PreparedBatches(Loader(ROWS), prepare, batch_size=1, accumulate=3)
+    stream = [b for _ in range(2) for b in batches]
+    counts = answers_in(stream)
+    bounds = [(0, 3), (3, 6), (6, 7), (7, 9), (9, 12), (12, 14)]
+    for start, end in bounds:
+        part = counts[start:end]
+        actual = [b[0]["loss_scale"][0, 0] for b in stream[start:end]]
+        np.testing.assert_allclose(actual, part * len(part) / part.sum(), rtol=1e-6)
+
+
+def test_loss_scale_is_one_where_a_whole_group_has_no_pivot():
+    rows = [{**r, "instruction_en": ""} for r in ROWS[:2]]
+    for x, _, _ in PreparedBatches(rows, prepare, batch_size=1, accumulate=2):
+        assert x["loss_scale"][0, 1] == 1.0
+
+
+def test_steps_stay_with_the_optimizer_in_fit():
+    batches = PreparedBatches(ROWS, prepare, batch_size=3, accumulate=2)
+    fit(batches, epochs=3)
+    assert batches.step == 9
+    follow = PreparedBatches(ROWS, prepare, batch_size=3, accumulate=2, step=batches.step)
+    first = next(iter(follow))[0]["loss_scale"]  # batch 9 closes a group that an older fit began
+    np.testing.assert_allclose(first[:, 0], 1.0)
+
+
+BAD = {
+    "empty list": (lambda: [], ValueError, "[Ee]mpty"),
+    "empty columns": (lambda: {"instruction": [], "output": []}, ValueError, "[Ee]mpty"),
+    "no columns": (lambda: {}, ValueError, "columns"),
+    "uneven columns": (lambda: {"a": ["x"], "b": ["x", "y"]}, ValueError, "equally long"),
+    "labels in x": (lambda: prepare(ROWS)[0], ValueError, "x, y, sample_weight"),
+    "a string": (lambda: "text", TypeError, "not a string"),
+    "a number": (lambda: 3, TypeError, "Received"),
+    "none": (lambda: None, TypeError, "Received"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_sources_are_refused_at_the_door(name):
+    source, error, message = BAD[name]
+    with pytest.raises(error, match=message):
+        PreparedBatches(source(), prepare)
+
+
+@pytest.mark.parametrize("source", [lambda: iter([]), lambda: Loader([])])
+def test_empty_streams_are_refused(source):
+    with pytest.raises(ValueError, match="[Ee]mpty"):
+        list(PreparedBatches(source(), prepare))
+    with pytest.raises(Exception, match="[Ee]mpty"):
+        fit(PreparedBatches(source(), prepare), epochs=1)
+
+
+def test_raw_text_without_a_preprocessor_is_refused():
+    with pytest.raises(ValueError, match="CCPreprocessor"):
+        list(PreparedBatches(ROWS))
+
+
+def broken(change):
+    x, y, weight = prepare(ROWS[:4])
+    parts = {"x": dict(x), "y": y, "weight": weight}
+    change(parts)
+    return [(parts["x"], parts["y"], parts["weight"])]
+
+
+BROKEN = {
+    "fewer pivots": (
+        lambda p: p["x"].update(pivot_token_ids=p["x"]["pivot_token_ids"][:3]),
+        r"\(4, 16\).*\(3, 6\)",
+    ),
+    "unknown key": (lambda p: p["x"].update(labels=p["y"]), "unknown.*labels"),
+    "missing key": (lambda p: p["x"].pop("answer_mask"), "missing.*answer_mask"),
+    "short mask": (
+        lambda p: p["x"].update(padding_mask=p["x"]["padding_mask"][:, :-1]),
+        r"padding_mask.*\(4, 15\)",
+    ),
+    "flat ids": (lambda p: p["x"].update(token_ids=p["x"]["token_ids"][0]), "shape"),
+    "short y": (lambda p: p.update(y=p["y"][:, :3]), r"y must have shape \(4, 16\)"),
+    "weights outside": (lambda p: p["weight"].fill(1.0), "answer_mask is 0"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_prepared_batches_are_refused(name):
+    change, message = BROKEN[name]
+    with pytest.raises(ValueError, match=message):
+        list(PreparedBatches(Loader(broken(change))))
+
+
+def test_rows_and_batches_do_not_mix():
+    with pytest.raises(ValueError, match="mixes rows and batches"):
+        list(PreparedBatches(Loader([ROWS[0], columns(ROWS)]), prepare))
+
+
+def test_a_source_that_grows_or_shrinks_after_counting_is_an_error():
+    items = list(ROWS)
+    batches = PreparedBatches(Loader(items), prepare, batch_size=3)
+    assert batches.count_batches() == 3
+    del items[3:]
+    with pytest.raises(Exception, match="fewer batches|expected to contain 3"):
+        fit(batches, epochs=1)
+
+
+def test_prepared_batches_are_not_changed_in_place():
+    arrays = prepare(ROWS)
+    list(PreparedBatches(arrays, batch_size=2, accumulate=2))
+    assert len(arrays[0]) == 5
+    items = [prepare(ROWS)]
+    list(PreparedBatches(Loader(items), accumulate=2))
+    assert len(items[0][0]) == 5
+
+
+def test_importing_the_data_package_imports_no_other_framework():
+    code = (
+        "import json, sys, keras, keras_cc.data.batches, keras_cc.data;"
+        "names = ['tensorflow', 'torch', 'grain', 'keras_hub', 'jax'];"
+        "print(json.dumps([n for n in names if n in sys.modules]))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    allowed = {keras.backend.backend(), *_keras_alone()}
+    assert set(json.loads(out.stdout.splitlines()[-1])) <= allowed
+
+
+def _keras_alone():
+    code = "import json, sys, keras; print(json.dumps(sorted(sys.modules)))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return json.loads(out.stdout.splitlines()[-1])
