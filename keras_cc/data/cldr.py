@@ -150,7 +150,7 @@ def _babel() -> tuple[Any, Any]:
     except ImportError as error:
         raise ImportError(
             "The CLDR question answering set reads CLDR through Babel, which is not installed. "
-            'Install it with: pip install "keras-cc[cldr]"'
+            'Install it with: pip install "keras-cc[data]"'
         ) from error
     return Locale, get_global
 

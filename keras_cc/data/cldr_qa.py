@@ -18,7 +18,7 @@ try:
 except ImportError as error:
     raise ImportError(
         "The `cldr_qa` builder needs TensorFlow Datasets, which is not installed. "
-        'Install it with: pip install "keras-cc[cldr]" tensorflow-datasets. '
+        'Install it with: pip install "keras-cc[data]". '
         "`keras_cc.data.cldr_rows` gives the same rows without it."
     ) from error
 

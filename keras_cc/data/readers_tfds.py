@@ -49,7 +49,7 @@ def from_tfds(
     except ImportError as error:
         raise ImportError(
             "`from_tfds` needs TensorFlow Datasets, which is not installed. "
-            "Install it with: pip install tensorflow-datasets"
+            'Install it with: pip install "keras-cc[data]"'
         ) from error
     if name.split("/")[0].split(":")[0] == "cldr_qa":
         import keras_cc.data.cldr_qa  # noqa: F401  (registers the builder)

@@ -168,8 +168,8 @@ class Recorder(keras.Model):
 
     def __init__(self):
         super().__init__()
-        minus_one = keras.initializers.Constant(-1)
-        self.seen = self.add_weight(shape=(64, 3), initializer=minus_one, trainable=False)
+        # [step, row]: the row's place in that step's batch, from 1; 0 where it was not there.
+        self.seen = self.add_weight(shape=(64, 8), initializer="zeros", trainable=False)
         self.at = self.add_weight(shape=(), dtype="int32", initializer="zeros", trainable=False)
         self.scale = self.add_weight(shape=(), initializer="ones", name="scale")
         self.built = True
@@ -179,17 +179,16 @@ class Recorder(keras.Model):
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         ops = keras.ops
-        ids = ops.cast(x["token_ids"][:, 0], "float32")
-        ids = ops.pad(ids, [[0, 3 - ops.shape(ids)[0]]], constant_values=-1.0)
-        self.seen.assign(ops.slice_update(self.seen, [self.at, 0], ids[None]))
+        rows = ops.one_hot(x["token_ids"][:, 0], 8)  # (B, 8)
+        places = ops.sum(rows * ops.cumsum(ops.ones_like(rows), axis=0), axis=0)
+        self.seen.assign_add(ops.one_hot(self.at, 64)[:, None] * places)
         self.at.assign(self.at + 1)
         picked = ops.take_along_axis(y_pred, x["answer_positions"], axis=1)
         return ops.mean(ops.square(picked))
 
     def order(self):
-        seen = keras.ops.convert_to_numpy(self.seen).astype(int)
-        at = int(keras.ops.convert_to_numpy(self.at))
-        return [[i for i in row if i >= 0] for row in seen[:at].tolist()]
+        seen = self.seen.numpy()[: int(self.at.numpy())]
+        return [[int(i) for i in np.argsort(row) if row[i]] for row in seen]
 
 
 class Steps(keras.callbacks.Callback):

@@ -266,5 +266,5 @@ def test_bad_arguments(arguments, message):
 
 def test_without_babel_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "babel.core", None)
-    with pytest.raises(ImportError, match=r'pip install "keras-cc\[cldr\]"'):
+    with pytest.raises(ImportError, match=r'pip install "keras-cc\[data\]"'):
         cldr._babel()

@@ -7,13 +7,12 @@ import socket
 import pytest
 
 pytest.importorskip("babel", reason="the CLDR set reads CLDR through Babel")
-tfds = pytest.importorskip(
-    "tensorflow_datasets", reason="needs TensorFlow Datasets: pip install tensorflow-datasets"
-)
-pytestmark = pytest.mark.filterwarnings("ignore")  # its own dependencies warn on import
+tfds = pytest.importorskip("tensorflow_datasets", reason="needs TensorFlow Datasets")
 
-from keras_cc.data import cldr
-from keras_cc.data.readers_tfds import from_tfds
+from keras_cc.data import cldr  # noqa: E402
+from keras_cc.data.readers_tfds import from_tfds  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # its own dependencies warn on import
 
 
 @pytest.fixture(autouse=True)
@@ -76,5 +75,5 @@ def test_from_tfds_without_tfds_says_what_to_install(monkeypatch):
         return real_import(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", no_tfds)
-    with pytest.raises(ImportError, match="pip install tensorflow-datasets"):
+    with pytest.raises(ImportError, match=r'pip install "keras-cc\[data\]"'):
         from_tfds("cldr_qa/tr")
