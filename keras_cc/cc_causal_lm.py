@@ -171,7 +171,9 @@ class CCCausalLM(PairedTrainer):
         """
         self.causal_lm.backbone.enable_lora(rank, target_layer_names)
         surgery.unfreeze(self._layers_by_block.values())
-        self.train_function = None
+        # What was compiled before knows nothing of the new weights.
+        self.train_function = self.test_function = self.predict_function = None
+        self.causal_lm.generate_function = None
 
     # ---------------------------------------------------------------- inference
 
@@ -280,6 +282,11 @@ class CCCausalLM(PairedTrainer):
             )
         self._preprocessor.value = value
 
+    @property
+    def tokenizer(self):
+        """The preprocessor's tokenizer, or None. Keras saves its vocabulary as this attribute's."""
+        return None if self.preprocessor is None else self.preprocessor.tokenizer
+
     def __setattr__(self, name, value):
         # torch's Module.__setattr__ would register a property's value under its name.
         if isinstance(getattr(type(self), name, None), property):
@@ -289,11 +296,16 @@ class CCCausalLM(PairedTrainer):
     def get_config(self):
         config = super().get_config()
         causal_lm = keras.saving.serialize_keras_object(self.causal_lm)
+        causal_lm.pop("compile_config", None)  # its sampler is in this model's
         causal_lm["config"]["backbone"]["config"] = surgery.backbone_config(self.causal_lm.backbone)
+        preprocessor = keras.saving.serialize_keras_object(self.preprocessor)
+        inner = self.causal_lm.preprocessor
+        if inner is not None and self.tokenizer is inner.tokenizer:
+            preprocessor["config"]["preprocessor"] = None  # saved with the causal LM
         config.update(
             causal_lm=causal_lm,
             connection=keras.saving.serialize_keras_object(self.connection),
-            preprocessor=keras.saving.serialize_keras_object(self.preprocessor),
+            preprocessor=preprocessor,
         )
         return config
 
@@ -303,8 +315,9 @@ class CCCausalLM(PairedTrainer):
         for name in ("causal_lm", "connection", "preprocessor"):
             config[name] = keras.saving.deserialize_keras_object(config[name])
         inner = config["causal_lm"].preprocessor
-        if config["preprocessor"] is not None and inner is not None:
-            config["preprocessor"].preprocessor = inner
+        preprocessor = config["preprocessor"]
+        if preprocessor is not None and preprocessor.preprocessor is None:
+            preprocessor.preprocessor = inner
         return cls(**config)
 
 

@@ -38,6 +38,8 @@ def generate(
         inputs = {**inputs, **_pivots(model, pivot_prompts, len(texts))}
         function, overrides = _connected_function(model)
     inputs = {name: ops.convert_to_tensor(value) for name, value in inputs.items()}
+    # Bool, as KerasHub's own: Gemma 3's loop inverts it.
+    inputs["padding_mask"] = ops.cast(inputs["padding_mask"], "bool")
     with _overriding(causal_lm, **overrides):
         outputs = function(inputs, stop_token_ids=stop_token_ids)
     continuations = preprocessor.detokenize(
@@ -66,7 +68,10 @@ def _pivots(model, pivot_prompts, count):
 def _connected_function(model):
     """The compiled connected loop, and what must be overridden while it runs."""
     causal_lm = model.causal_lm
-    if model._generate_function.value is None:
+    monolingual = causal_lm.make_generate_function()
+    known, *compiled = model._generate_function.value or (None,)
+    # The causal LM drops its own function where it is compiled again, with another sampler.
+    if known != monolingual:
         call_with_cache, generate_step = causal_lm.call_with_cache, causal_lm.generate_step
 
         def connected_step(inputs, stop_token_ids=None):
@@ -84,12 +89,13 @@ def _connected_function(model):
             with _overriding(causal_lm, call_with_cache=call_in_scope):
                 return generate_step(inputs, stop_token_ids)
 
-        monolingual, causal_lm.generate_function = causal_lm.generate_function, None
+        causal_lm.generate_function = None
         with _overriding(causal_lm, generate_step=connected_step):
             function = causal_lm.make_generate_function()
         causal_lm.generate_function = monolingual
-        model._generate_function.value = (function, {"generate_step": connected_step})
-    return model._generate_function.value
+        compiled = [function, {"generate_step": connected_step}]
+        model._generate_function.value = (monolingual, *compiled)
+    return compiled
 
 
 @contextlib.contextmanager

@@ -29,6 +29,8 @@ class PairedTrainer(keras.Model):
         self.accuracy_tracker = keras.metrics.Mean(name="token_accuracy")
         self.connected_loss_tracker = keras.metrics.Mean(name="connected_sft_loss")
         self.last_rows = LastRows(name="last_rows")
+        # Micro-batches that the optimizer has seen: where its next accumulation group begins.
+        self._micro_steps = 0
 
     # ---------------------------------------------------------------- loss and metrics
 
@@ -135,11 +137,23 @@ class PairedTrainer(keras.Model):
             is_half = self.causal_lm.backbone.compute_dtype == "float16"
             guard = {} if is_half else {"initial_scale": 1.0, "dynamic_growth_steps": 2**31 - 1}
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer, **guard)
+        self._micro_steps = 0
         kwargs["auto_scale_loss"] = False
         super().compile(optimizer=optimizer, **kwargs)
         if sampler is not None:
             self.causal_lm.compile(sampler=sampler)
         self._warn_of_pure_bfloat16()
+
+    def get_compile_config(self):
+        config = super().get_compile_config()
+        if config and self.causal_lm.compiled:
+            config["sampler"] = keras.saving.serialize_keras_object(self.causal_lm.sampler)
+        return config
+
+    def compile_from_config(self, config):
+        # Keras leaves this to a model with a `compile` of its own, and forgets the optimizer.
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
 
     def _warn_of_pure_bfloat16(self):
         stuck = [v for v in self.causal_lm.backbone.trainable_variables if v.dtype == "bfloat16"]
@@ -206,15 +220,15 @@ class PairedTrainer(keras.Model):
             shuffle=shuffle,
             seed=seed,
             accumulate=self._accumulation_steps(),
+            step=self._micro_steps,
         )
         if validation_data is not None:
-            held_out = keras.utils.unpack_x_y_sample_weight(validation_data)
             validation_data = as_keras_data(
-                PreparedBatches(_source(*held_out), self.preprocessor, batch_size=batch_size),
+                PreparedBatches(validation_data, self.preprocessor, batch_size=batch_size),
                 kwargs.get("validation_steps"),
             )
         with _reporting_truncation(self.preprocessor):
-            return super().fit(
+            history = super().fit(
                 as_keras_data(batches, steps_per_epoch, epochs),
                 epochs=epochs,
                 validation_data=validation_data,
@@ -227,6 +241,8 @@ class PairedTrainer(keras.Model):
                 ],
                 **kwargs,
             )
+        self._micro_steps = batches.step
+        return history
 
     def evaluate(self, x=None, y=None, batch_size=None, sample_weight=None, **kwargs):
         """Score rows on the monolingual path: what a user of the merged model gets.

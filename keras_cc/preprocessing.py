@@ -18,6 +18,7 @@ import numpy as np
 
 from keras_cc import templates
 from keras_cc.data.columns import plain_text, to_columns
+from keras_cc.prompt_encoder import PromptEncoder
 
 
 @keras.saving.register_keras_serializable(package="keras_cc")
@@ -122,7 +123,7 @@ class CCPreprocessor:
         self._lock = threading.Lock()
         self._row_count = self._truncated_count = 0
         self._preprocessor: Any = None
-        self._encoder: templates.PromptEncoder | None = None
+        self._encoder: PromptEncoder | None = None
         self.preprocessor = preprocessor
 
     # --- the tokenizer ---
@@ -191,7 +192,7 @@ class CCPreprocessor:
         ids.append(self._get_encoder().end_of_turn_id)
         return tuple(dict.fromkeys(int(i) for i in ids if i is not None))
 
-    def _get_encoder(self) -> templates.PromptEncoder:
+    def _get_encoder(self) -> PromptEncoder:
         if self._encoder is None:
             if not self.has_vocabulary:
                 raise ValueError(
@@ -199,7 +200,7 @@ class CCPreprocessor:
                     "one. Set `cc_preprocessor.preprocessor` to the KerasHub preprocessor or "
                     f"tokenizer. Received: preprocessor={self._preprocessor}"
                 )
-            self._encoder = templates.PromptEncoder(self.tokenizer, self.template, self._tokenize)
+            self._encoder = PromptEncoder(self.tokenizer, self.template, self._tokenize)
         return self._encoder
 
     def _tokenize(self, texts: list[str]) -> list[list[int]]:

@@ -138,6 +138,43 @@ def bloom_tokenizer() -> keras_hub.tokenizers.BloomTokenizer:
     return keras_hub.tokenizers.BloomTokenizer(vocabulary=vocabulary, merges=merges)
 
 
+def qwen3_tokenizer() -> keras_hub.tokenizers.Qwen3Tokenizer:
+    """As Qwen3's: no start token, `<|im_end|>` is the end token."""
+    vocabulary, merges = byte_pair_vocabulary(("<|endoftext|>", "<|im_start|>", "<|im_end|>"))
+    return keras_hub.tokenizers.Qwen3Tokenizer(vocabulary=vocabulary, merges=merges)
+
+
+def smollm3_tokenizer() -> keras_hub.tokenizers.SmolLM3Tokenizer:
+    """As SmolLM3's: a `bos_token`, and yet no start token."""
+    specials = ("<|begin_of_text|>", "<|end_of_text|>", "<think>", "</think>")
+    vocabulary, merges = byte_pair_vocabulary(specials)
+    return keras_hub.tokenizers.SmolLM3Tokenizer(vocabulary=vocabulary, merges=merges)
+
+
+def phi3_tokenizer() -> keras_hub.tokenizers.Phi3Tokenizer:
+    """As Phi-3's: SentencePiece, whose end token is `<|endoftext|>`."""
+    proto = sentencepiece_proto(("<|endoftext|>",), ("", "<s>", "</s>", "<unk>"), dummy_prefix=True)
+    return keras_hub.tokenizers.Phi3Tokenizer(proto=proto)
+
+
+def falcon_tokenizer() -> keras_hub.tokenizers.FalconTokenizer:
+    """As Falcon's: one token is start and end."""
+    vocabulary, merges = byte_pair_vocabulary(("<|endoftext|>",))
+    return keras_hub.tokenizers.FalconTokenizer(vocabulary=vocabulary, merges=merges)
+
+
+def gpt_neo_x_tokenizer() -> keras_hub.tokenizers.GPTNeoXTokenizer:
+    """As GPT-NeoX's: one token is start and end."""
+    vocabulary, merges = byte_pair_vocabulary(("<|endoftext|>",))
+    return keras_hub.tokenizers.GPTNeoXTokenizer(vocabulary=vocabulary, merges=merges)
+
+
+def opt_tokenizer() -> keras_hub.tokenizers.OPTTokenizer:
+    """As OPT's: `</s>` is start and end."""
+    vocabulary, merges = byte_pair_vocabulary(("</s>", "<pad>"))
+    return keras_hub.tokenizers.OPTTokenizer(vocabulary=vocabulary, merges=merges)
+
+
 TOKENIZERS = {
     "gemma": gemma_tokenizer,
     "gemma3": gemma3_tokenizer,
@@ -148,4 +185,10 @@ TOKENIZERS = {
     "qwen": qwen_tokenizer,
     "gpt2": gpt2_tokenizer,
     "bloom": bloom_tokenizer,
+    "qwen3": qwen3_tokenizer,
+    "smollm3": smollm3_tokenizer,
+    "phi3": phi3_tokenizer,
+    "falcon": falcon_tokenizer,
+    "gpt_neo_x": gpt_neo_x_tokenizer,
+    "opt": opt_tokenizer,
 }

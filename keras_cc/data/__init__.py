@@ -4,15 +4,15 @@ from typing import Any
 
 from keras_cc.data.readers import load_jsonl
 
-__all__ = ["cldr_rows", "from_tfds", "load_jsonl"]
+__all__ = ["cldr_report", "cldr_rows", "from_tfds", "load_jsonl"]
 
 
 def __getattr__(name: str) -> Any:
-    # Lazy: these two need packages that the rest of the library does not.
-    if name == "cldr_rows":
-        from keras_cc.data.cldr import cldr_rows
+    # Lazy: these need packages that the rest of the library does not.
+    if name in ("cldr_report", "cldr_rows"):
+        from keras_cc.data import cldr
 
-        return cldr_rows
+        return getattr(cldr, name)
     if name == "from_tfds":
         from keras_cc.data.readers_tfds import from_tfds
 

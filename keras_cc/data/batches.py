@@ -103,6 +103,7 @@ class PreparedBatches:
         self._ids: dict[int, str] = {}  # of streamed rows, by number
         self._count: int | float | None = None
         self._carried: dict[int, np.ndarray] = {}  # step -> token counts of the group open there
+        self._ahead: dict[tuple[int, int], Batch] = {}  # (pass, batch) -> prepared ahead of time
         self.counted_outside = False  # whether `step` is kept by a callback
 
     # --- length ---
@@ -167,7 +168,12 @@ class PreparedBatches:
         if isinstance(self.num_batches, int) and self.num_batches > 0:
             pass_index = (step - self.first_step) // self.num_batches
         first_row = 0
-        for raw, numbers in self._source.batches(pass_index, self._seed):
+        source = self._source.batches(pass_index, self._seed)
+        for index, (raw, numbers) in enumerate(source):
+            key = (pass_index, index)
+            if key in self._ahead:
+                yield self._ahead.pop(key)
+                continue
             x, y, sample_weight = self._prepared(raw)
             if numbers is None:
                 numbers = np.arange(first_row, first_row + len(y))
@@ -189,8 +195,10 @@ class PreparedBatches:
                 group, total, lacking = [], None, self.accumulate
         if group and total is None and self._source.shuffles:
             # The source can tell what the next pass begins with: close the group over its edge.
-            following = itertools.islice(self._passes(step), lacking - len(group))
+            following = list(itertools.islice(self._passes(step), lacking - len(group)))
             total = sum(_token_counts(batch) for batch in [*group, *following])
+            places = (divmod(step - self.first_step + i, len(self)) for i in range(len(following)))
+            self._ahead = dict(zip(places, following, strict=True))
         self._carried = {} if total is None else {step: total}
         yield from self._with_loss_scale(group, total)
 
@@ -305,10 +313,11 @@ def _check_prepared(batch: Any) -> Batch:
             raise ValueError(
                 f"{name} must have shape {wanted}. Received: {name}.shape={value.shape}"
             )
-    if ((sample_weight != 0) & (x["answer_mask"] == 0)).any():
+    outside = np.count_nonzero((sample_weight != 0) & (x["answer_mask"] == 0))
+    if outside:
         raise ValueError(
             "sample_weight must be 0 wherever answer_mask is 0: the loss is computed only there. "
-            f"Received: {int(((sample_weight != 0) & (x['answer_mask'] == 0)).sum())} such positions"
+            f"Received: {outside} such positions"
         )
     return x, y, sample_weight
 

@@ -59,10 +59,7 @@ def as_keras_data(
         ValueError: for an infinite source without `steps_per_epoch`, and for a one-shot source
             with `epochs > 1` and no `steps_per_epoch`.
     """
-    if steps_per_epoch is None:
-        length = batches.count_batches()
-    else:
-        length = batches.num_batches
+    length = batches.count_batches() if steps_per_epoch is None else batches.num_batches
     if length == math.inf and steps_per_epoch is None:
         raise ValueError(
             "The data never ends (`.repeat()`), so an epoch needs a length: pass "

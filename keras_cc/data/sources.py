@@ -7,7 +7,7 @@ objects has imported it.
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -146,15 +146,12 @@ def make_source(source: Any, batch_size: int | None = None) -> Source:
     if isinstance(source, Iterable):
         one_shot = iter(source) is source if isinstance(source, Iterator) else False
         return StreamSource(lambda: source, size, lambda: _len_or_none(source), one_shot)
-    if (
-        isinstance(source, Sequence)
-        or hasattr(source, "__getitem__")
-        and hasattr(source, "__len__")
-    ):
-        getitem = source.__getitem__
-        return StreamSource(
-            lambda: (getitem(i) for i in range(len(source))), size, lambda: len(source)
-        )
+    if hasattr(source, "__getitem__") and hasattr(source, "__len__"):
+
+        def items() -> Iterator[Any]:
+            return (source[i] for i in range(len(source)))
+
+        return StreamSource(items, size, lambda: len(source))
     if callable(source):
         return StreamSource(source, size)
     raise TypeError(

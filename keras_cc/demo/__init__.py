@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import importlib
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 
 from keras_cc.demo.gemma3 import gemma3_270m
 from keras_cc.demo.presets import load_preset, save_preset
 from keras_cc.demo.smollm2 import smollm2_135m
+
+if TYPE_CHECKING:
+    from keras_cc.demo.smollm2_tokenizer import SmolLM2Tokenizer
 
 __all__ = [
     "SmolLM2Tokenizer",
@@ -84,9 +87,7 @@ class _SmolLM2TokenizerOnUse:
 
 
 # The real class takes this place when its module is imported.
-keras.saving.get_custom_objects().setdefault(
-    "keras_cc>SmolLM2Tokenizer", _SmolLM2TokenizerOnUse
-)
+keras.saving.get_custom_objects().setdefault("keras_cc>SmolLM2Tokenizer", _SmolLM2TokenizerOnUse)
 
 
 def __getattr__(name: str) -> Any:

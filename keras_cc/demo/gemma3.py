@@ -192,7 +192,7 @@ def _convert(folder: str) -> None:
     import keras_hub
 
     # The message comes after the check for the package: an error should stand alone.
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(dir=Path(folder).parent) as scratch:
         path = gguf_path(scratch)
         print("keras_cc: converting Gemma 3 270M to a KerasHub preset (once) ...", flush=True)
         with GGUFFile(path) as file:

@@ -21,10 +21,7 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 
 # GGUF metadata value types: id -> little-endian struct code. 8 is a string, 9 an array.
-_SCALARS = {
-    **{0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i"},
-    **{6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"},
-}
+_SCALARS = {**dict(enumerate("BbHhIif?")), 10: "Q", 11: "q", 12: "d"}
 _STRING = 8
 _ARRAY = 9
 

@@ -207,9 +207,7 @@ def load_preset(
         tokenizer = preprocessor.tokenizer
         if sequence_length is not None:
             preprocessor.sequence_length = sequence_length
-    causal_lm = keras_hub.models.CausalLM.from_preset(
-        path, dtype=dtype, preprocessor=preprocessor
-    )
+    causal_lm = keras_hub.models.CausalLM.from_preset(path, dtype=dtype, preprocessor=preprocessor)
     return causal_lm, tokenizer
 
 

@@ -28,9 +28,9 @@ class SmolLM2Tokenizer(keras_hub.tokenizers.Tokenizer):
     exported in a SavedModel.
 
     Args:
-        vocabulary: dict, token to id, or the path of a JSON file. Default `None`: no vocabulary
-            yet (a preset loads it as an asset).
-        merges: list of merge rules `"a b"`, first merged first, or the path of a text file.
+        vocabulary: dict, token to id. Default `None`: no vocabulary yet (a preset loads it as an
+            asset).
+        merges: list of merge rules `"a b"`, the first is merged first.
         bos_token: The start token, `start_token` here as in KerasHub.
         eos_token: The end token, `end_token`.
         pad_token: The padding token. It must differ from `eos_token`, or KerasHub's `generate`
@@ -61,8 +61,8 @@ class SmolLM2Tokenizer(keras_hub.tokenizers.Tokenizer):
 
     def __init__(
         self,
-        vocabulary: dict[str, int] | str | None = None,
-        merges: Iterable[str] | str | None = None,
+        vocabulary: dict[str, int] | None = None,
+        merges: Iterable[str] | None = None,
         bos_token: str = "<|im_start|>",
         eos_token: str = "<|im_end|>",
         pad_token: str = "<|endoftext|>",
@@ -83,15 +83,13 @@ class SmolLM2Tokenizer(keras_hub.tokenizers.Tokenizer):
     # --- Vocabulary. ---
 
     def set_vocabulary_and_merges(
-        self,
-        vocabulary: dict[str, int] | str | None,
-        merges: Iterable[str] | str | None,
+        self, vocabulary: dict[str, int] | None, merges: Iterable[str] | None
     ) -> None:
-        """Sets the vocabulary and the merge rules, from data or from files.
+        """Sets the vocabulary and the merge rules.
 
         Raises:
-            ValueError: If only one of the two is given, or a special token is not in the
-                vocabulary.
+            ValueError: If only one of the two is given, a special token is not in the vocabulary,
+                or the padding token is the end token.
         """
         if (vocabulary is None) != (merges is None):
             raise ValueError(
@@ -99,49 +97,49 @@ class SmolLM2Tokenizer(keras_hub.tokenizers.Tokenizer):
                 f"vocabulary={type(vocabulary)}, merges={type(merges)}"
             )
         self.start_token_id = self.end_token_id = self.pad_token_id = None
-        self.vocabulary: dict[str, int] | None = None
-        self.merges: list[str] | None = None
-        self._bpe = None
+        self.vocabulary = None
+        self.merges = None
+        self._bpe: Any = None
         if vocabulary is None or merges is None:
             return
-        if isinstance(vocabulary, str):
-            with open(vocabulary, encoding="utf-8") as file:
-                vocabulary = json.load(file)
-        if isinstance(merges, str):
-            with open(merges, encoding="utf-8", newline="\n") as file:
-                merges = file.read().split("\n")
-        vocabulary = dict(vocabulary)
-        merges = [rule for rule in merges if rule and not rule.startswith("#version")]
-        special = [self.start_token, self.end_token, self.pad_token, *self.unsplittable_tokens]
-        missing = [token for token in special if token not in vocabulary]
+        if isinstance(vocabulary, str) or isinstance(merges, str):
+            # A path in a config could make a model file read any file of the machine.
+            raise ValueError(
+                "`vocabulary` must be a dict and `merges` a list; files are read by "
+                f"`load_assets(folder)`. Received: {type(vocabulary)}, {type(merges)}"
+            )
         if self.pad_token == self.end_token:
             raise ValueError(
                 "`pad_token` and `eos_token` must differ, or `generate` stops before it starts. "
                 f"Received: pad_token={self.pad_token!r}, eos_token={self.end_token!r}"
             )
+        table, rules = dict(vocabulary), list(merges)
+        special = self.special_tokens
+        missing = [token for token in special if token not in table]
         if missing:
             raise ValueError(f"Special tokens must be in the vocabulary. Received: {missing}")
-        self.vocabulary, self.merges = vocabulary, merges
-        self._bpe = _build_bpe(vocabulary, merges, list(dict.fromkeys(special)))
-        self.start_token_id = vocabulary[self.start_token]
-        self.end_token_id = vocabulary[self.end_token]
-        self.pad_token_id = vocabulary[self.pad_token]
+        self.vocabulary, self.merges = table, rules
+        self._bpe = _build_bpe(table, rules, special)
+        self.start_token_id = table[self.start_token]
+        self.end_token_id = table[self.end_token]
+        self.pad_token_id = table[self.pad_token]
 
     def save_assets(self, dir_path: str) -> None:
         """Writes the vocabulary and the merges into a folder."""
         self._check()
         with open(os.path.join(dir_path, VOCABULARY_FILE), "w", encoding="utf-8") as file:
             json.dump(dict(self.vocabulary), file, ensure_ascii=False)
-        with open(
-            os.path.join(dir_path, MERGES_FILE), "w", encoding="utf-8", newline="\n"
-        ) as file:
+        with open(os.path.join(dir_path, MERGES_FILE), "w", encoding="utf-8", newline="\n") as file:
             file.write("\n".join(self.merges) + "\n")
 
     def load_assets(self, dir_path: str) -> None:
         """Reads what `save_assets` wrote."""
-        self.set_vocabulary_and_merges(
-            os.path.join(dir_path, VOCABULARY_FILE), os.path.join(dir_path, MERGES_FILE)
-        )
+        with open(os.path.join(dir_path, VOCABULARY_FILE), encoding="utf-8") as file:
+            vocabulary = json.load(file)
+        # newline: a merge rule may hold characters that `splitlines` takes for line ends.
+        with open(os.path.join(dir_path, MERGES_FILE), encoding="utf-8", newline="\n") as file:
+            merges = file.read().removesuffix("\n").split("\n")
+        self.set_vocabulary_and_merges(vocabulary, [rule for rule in merges if rule])
 
     def get_vocabulary(self) -> list[str]:
         """Returns the tokens, in the order of their ids."""
@@ -166,7 +164,7 @@ class SmolLM2Tokenizer(keras_hub.tokenizers.Tokenizer):
     def token_to_id(self, token: str) -> int:
         """Returns the id of a token."""
         self._check()
-        if token not in self.vocabulary:
+        if token not in (self.vocabulary or {}):
             raise ValueError(f"`token` is not in the vocabulary. Received: token={token!r}")
         return self.vocabulary[token]
 
@@ -193,11 +191,11 @@ class SmolLM2Tokenizer(keras_hub.tokenizers.Tokenizer):
             return self._tokenize_symbolic(inputs)
         texts, batched = _to_strings(inputs)
         rows = self._encode(texts)
-        if self.sequence_length or not batched:
-            if self.compute_dtype != "string":
-                rows = [np.array(row, dtype=self.compute_dtype) for row in rows]
-                if self.sequence_length and batched:
-                    return np.stack(rows) if rows else np.zeros((0, self.sequence_length), "int32")
+        if self.compute_dtype != "string":
+            if self.sequence_length and batched:
+                return np.array(rows, dtype=self.compute_dtype).reshape(-1, self.sequence_length)
+            if not batched:
+                return np.array(rows[0], dtype=self.compute_dtype)
         return rows if batched else rows[0]
 
     def detokenize(self, inputs: Any) -> str | list[str]:

@@ -47,8 +47,9 @@ def align(pivot, target, pivot_mask, method="attention"):
         raise ValueError(f"`alignment` must be one of {ALIGNMENTS}. Received: alignment={method!r}")
     if method == "attention":
         # Products of activations overflow half precision: scores are float32.
-        scores = ops.einsum("btd,bsd->bts", target, pivot)
-        scores = ops.cast(scores, "float32") / math.sqrt(int(pivot.shape[-1]))
+        scores = ops.einsum(
+            "btd,bsd->bts", ops.cast(target, "float32"), ops.cast(pivot, "float32")
+        ) / math.sqrt(int(pivot.shape[-1]))
         scores = ops.where(pivot_mask[:, None, :], scores, -1e9)
         weights = ops.cast(ops.softmax(scores, axis=-1), pivot.dtype)
         return ops.einsum("bts,bsd->btd", weights, pivot)

@@ -117,7 +117,7 @@ class CCFeedForward(keras.layers.Layer):
             self.transform_matrix.build(output_shape)
 
     def call(self, inputs):
-        target = self.inner(inputs)  # (B, T, d)
+        target = ops.cast(self.inner(inputs), self.compute_dtype)  # (B, T, d)
         scope = pairing.current()
         if isinstance(scope, pairing.PivotPass):
             scope.activations[id(self)] = target
