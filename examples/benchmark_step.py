@@ -89,20 +89,19 @@ def measure(args):
         x = {**target, "answer_mask": answer, **pair}
     model.compile(optimizer=keras.optimizers.Adam(1e-5))
 
-    class Clock(keras.callbacks.Callback):
-        seconds: list[float] = []
+    seconds = []
 
+    class Clock(keras.callbacks.Callback):
         def on_train_batch_begin(self, batch, logs=None):
             self.start = time.perf_counter()
 
         def on_train_batch_end(self, batch, logs=None):
             float(np.asarray(logs["loss"]))  # waits until the step is done
-            self.seconds.append(time.perf_counter() - self.start)
+            seconds.append(time.perf_counter() - self.start)
 
     def repeat(values):
         return np.tile(values, (args.steps, 1))
 
-    clock = Clock()
     model.fit(
         {name: repeat(values) for name, values in x.items()},
         repeat(ids[:, 1:]),
@@ -110,10 +109,10 @@ def measure(args):
         batch_size=rows,
         shuffle=False,
         verbose=0,
-        callbacks=[clock],
+        callbacks=[Clock()],
     )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(json.dumps({"seconds": statistics.median(clock.seconds[2:]), "gib": peak}))
+    print(json.dumps({"seconds": statistics.median(seconds[2:]), "gib": peak}))
 
 
 def compare(args):

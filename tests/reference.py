@@ -185,10 +185,11 @@ class Reference:
             logits.append(of_row)
             monolingual.append(own)
             for t in np.flatnonzero(sample_weight[row]):
-                nats -= math.log(softmax(of_row[t])[y[row, t]]) * sample_weight[row, t]
-                own_nats -= math.log(softmax(own[t])[y[row, t]]) * sample_weight[row, t]
-                hits += int(own[t].argmax() == y[row, t])
-                count += sample_weight[row, t]
+                weight = float(sample_weight[row, t])
+                nats -= math.log(softmax(of_row[t])[y[row, t]]) * weight
+                own_nats -= math.log(softmax(own[t])[y[row, t]]) * weight
+                hits += int(own[t].argmax() == y[row, t]) * weight
+                count += weight
         sft = nats / count
         alignment = mean_over_tokens_then_layers(errors)
         return {

@@ -35,11 +35,12 @@ CASES = {
 }
 
 
-def connected_model(options, seed=3):
+def connected_model(options, **switches):
     """A tiny Llama 3 with random gates and transforms, and its reference."""
-    model = CCCausalLM(tiny.causal_lm("llama3"), FusedConnection(rank=3, **options))
+    connection = FusedConnection(rank=3, **options, **switches)
+    model = CCCausalLM(tiny.causal_lm("llama3"), connection)
     for number, layer in enumerate(model.connection_layers().values()):
-        tiny.fill(layer, seed + number)
+        tiny.fill(layer, 3 + number)
     layers = tuple(options.get("layers", (0, 1)))
     weights = {w.path: ops.convert_to_numpy(w) for w in model.weights}
     return model, Reference(weights, options=Options(**{**options, "layers": layers}))
@@ -111,7 +112,7 @@ class TestForward:
     def test_evaluate_over_uneven_batches_weighs_tokens_not_batches(self):
         model, reference = connected_model({})
         batch = tiny.batch(seed=6)
-        model.compile("sgd", run_eagerly=True)
+        model.compile("sgd")
         found = model.evaluate(batch, batch_size=2, verbose=0, return_dict=True)  # 2 rows, then 1
         expected = reference.batch(*batch)
         close(found["sft_loss"], expected["monolingual_loss"])
@@ -143,13 +144,8 @@ class TestGradients:
     def test_of_the_whole_loss_against_finite_differences(self, name):
         """The formula's own gradient, through both streams: "full", and a plain error."""
         options = {**CASES[name], "alignment_error": "plain"}
-        model, reference = connected_model(options)
-        switches = FusedConnection(
-            rank=3, **options, pivot_gradient=True, alignment_gradient="full", dropout=0.0
-        )
-        model = CCCausalLM(tiny.causal_lm("llama3"), switches)
-        for number, layer in enumerate(model.connection_layers().values()):
-            tiny.fill(layer, 3 + number)
+        switches = {"pivot_gradient": True, "alignment_gradient": "full", "dropout": 0.0}
+        model, reference = connected_model(options, **switches)
         x, y, sample_weight = tiny.batch()
         inputs, labels = tensors(x), ops.convert_to_tensor(y)
         variables = model.trainable_variables

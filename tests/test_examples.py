@@ -1,0 +1,144 @@
+"""The examples, the notebook and the README's code run as printed, on a tiny model."""
+
+import pathlib
+import re
+import sys
+
+import keras_hub
+import pytest
+import tiny
+import tiny_tokenizers
+
+import keras_cc
+import keras_cc.demo
+
+ROOT = pathlib.Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+
+
+def tiny_load(name="", **kwargs):
+    """Stands in for `keras_cc.demo.load`: the same return, a model of a few thousand weights."""
+    tokenizer = tiny_tokenizers.llama3_tokenizer()
+    preprocessor = keras_hub.models.Llama3CausalLMPreprocessor(tokenizer)
+    options = {"vocabulary_size": tokenizer.vocabulary_size(), "tie_word_embeddings": True}
+    return tiny.causal_lm("llama3", preprocessor, **options), tokenizer
+
+
+@pytest.fixture
+def tiny_demo(monkeypatch, tmp_path):
+    pytest.importorskip("babel", reason="the CLDR set needs babel")
+    monkeypatch.setattr(keras_cc.demo, "load", tiny_load)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+
+
+def test_train_gemma(tiny_demo, tmp_path, capsys):
+    pytest.importorskip("tyro", reason="the examples parse their flags with tyro")
+    import train_gemma
+
+    before, after = train_gemma.main(
+        train_gemma.Arguments(
+            languages=("tr", "en"),
+            steps=12,
+            batch_size=4,
+            learning_rate=3e-2,
+            max_length=160,
+            held_out=3,
+            output=tmp_path / "merged",
+        )
+    )
+    printed = capsys.readouterr().out
+    assert "the same answers" in printed
+    assert "Llama3CausalLM" in printed
+    assert set(before) == set(after) == {"tr", "en"}
+    assert all(after[lang]["sft_loss"] < before[lang]["sft_loss"] for lang in after)
+    assert (tmp_path / "merged" / "model.weights.h5").exists()
+
+
+def test_train_gemma_on_a_file_and_with_lora(tiny_demo, tmp_path):
+    pytest.importorskip("tyro", reason="the examples parse their flags with tyro")
+    import train_gemma
+
+    lines = [
+        f'{{"id": {i}, "lang": "{lang}", "instruction": "{i}?", "instruction_en": "{i}??",'
+        f' "output": "{i}!"}}'
+        for i in range(10)
+        for lang in ("sw", "tr")
+    ]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("\n".join(lines))
+    arguments = train_gemma.Arguments(
+        data=str(data), languages=("sw", "tr"), steps=2, batch_size=4, lora_rank=2, max_length=32
+    )
+    train, held_out = train_gemma.load_rows(arguments)
+    assert {row["id"] for row in held_out} == {9}
+    assert len(train) == 18
+    train_gemma.main(arguments)
+
+
+def test_train_llama_defaults(tiny_demo):
+    pytest.importorskip("tyro", reason="the examples parse their flags with tyro")
+    import train_llama
+
+    assert train_llama.Arguments().preset == "demo:smollm2_135m"
+    assert train_llama.Arguments().template == "chatml"
+
+
+def test_flags_are_parsed():
+    tyro = pytest.importorskip("tyro", reason="the examples parse their flags with tyro")
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        import train_gemma
+    finally:
+        sys.path.remove(str(EXAMPLES))
+    flags = {"--preset": ["gemma3_1b"], "--languages": ["sw", "yo"], "--steps": ["3"]}
+    flags |= {"--lora-rank": ["4"], "--seed": ["7"]}
+    flat = [word for flag, values in flags.items() for word in (flag, *values)]
+    arguments = tyro.cli(train_gemma.Arguments, args=flat)
+    assert arguments.languages == ("sw", "yo")
+    assert (arguments.preset, arguments.steps, arguments.lora_rank) == ("gemma3_1b", 3, 4)
+    with pytest.raises(SystemExit):
+        tyro.cli(train_gemma.Arguments, args=["--steps", "many"])
+
+
+def test_readme_quick_start(tiny_demo, tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    # The tiny tokenizer needs more tokens for the same text than a real one.
+    code = blocks[0].replace("max_length=64", "max_length=160")
+    code = code.replace("max_length=32", "max_length=100").replace("per_epoch=20", "per_epoch=2")
+    exec(compile(code, "README.md", "exec"), {})
+    assert (tmp_path / "my_gemma" / "config.json").exists()
+
+
+def test_notebook(tmp_path):
+    nbformat = pytest.importorskip("nbformat", reason="needs nbclient to run the notebook")
+    nbclient = pytest.importorskip("nbclient", reason="needs nbclient to run the notebook")
+    pytest.importorskip("babel", reason="the CLDR set needs babel")
+    notebook = nbformat.read(EXAMPLES / "cc_tuning.ipynb", as_version=4)
+    cells = []
+    for cell in notebook.cells:
+        tags = cell.metadata.get("tags", [])
+        if "install" not in tags:
+            cells.append(cell)
+        if "parameters" in tags:
+            cells.append(nbformat.v4.new_code_cell(TINY_SIZES))
+    notebook.cells = cells
+    client = nbclient.NotebookClient(
+        notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}
+    )
+    client.execute()
+    outputs = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
+    assert "Llama3CausalLM" in str(outputs[-1])
+    assert (tmp_path / "merged" / "config.json").exists()
+
+
+TINY_SIZES = f"""
+import sys
+
+sys.path[:0] = [{str(ROOT / "tests")!r}, {str(ROOT)!r}]
+import keras_cc.demo
+import test_examples
+
+keras_cc.demo.load = test_examples.tiny_load
+LANGUAGES, STEPS, BATCH_SIZE, MAX_LENGTH, HELD_OUT = ["tr", "en"], 2, 2, 160, 2
+"""
