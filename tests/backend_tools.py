@@ -53,7 +53,7 @@ def _jax_gradients(loss, variables):
         with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
             return loss()
 
-    return jax.jit(jax.grad(stateless))([variable.value for variable in variables])
+    return jax.grad(stateless)([variable.value for variable in variables])
 
 
 def run_python(script, *arguments, backend=None, timeout=300):

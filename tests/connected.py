@@ -1,5 +1,7 @@
 """What the tests of the connected model share: quick compile options, NumPy references."""
 
+import tempfile
+
 import keras
 import keras_hub
 import numpy as np
@@ -12,6 +14,16 @@ BACKEND = keras.backend.backend()
 # A tiny model trains a step in less time than a graph takes to trace; JAX compiles each
 # operation by itself where it runs eagerly, which takes longer than the whole step.
 QUICK = {} if BACKEND == "jax" else {"run_eagerly": True}
+
+if BACKEND == "jax":
+    import jax
+
+    # The same tiny step is compiled by test after test: this run compiles it once. The folder
+    # goes with the process.
+    _compiled = tempfile.TemporaryDirectory(prefix="keras_cc_tests_")
+    jax.config.update("jax_compilation_cache_dir", _compiled.name)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 ROWS = [
     {
@@ -68,8 +80,6 @@ def outputs(model, x):
     if BACKEND != "jax":
         found = model(x)
     else:
-        import jax
-
         weights = [v.value for v in model.trainable_variables], [
             v.value for v in model.non_trainable_variables
         ]

@@ -633,7 +633,7 @@ def test_ids_and_logits_equal_hugging_face(name, reference):
     for index, ids in enumerate(tokenizer(TEXTS)):
         if name == "smollm2_135m" and re.search(r"\s\s\d", TEXTS[index]):
             # `transformers` loses the digit splitting when it reads a GGUF file, and puts the
-            # last of several spaces elsewhere. `test_smollm2_ids_equal_plain_python` compares these texts.
+            # last of several spaces elsewhere: see `test_smollm2_ids_equal_plain_python`.
             continue
         assert list(ids) == expected[f"ids_{index}"].tolist(), TEXTS[index]
     for index in range(6):
