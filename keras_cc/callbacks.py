@@ -3,6 +3,8 @@
 import keras
 import numpy as np
 
+from keras_cc import surgery
+
 
 class StopOnNonFiniteLoss(keras.callbacks.Callback):
     """Stops training at the first loss that is not finite, with the step and its rows.
@@ -45,3 +47,41 @@ class StopOnNonFiniteLoss(keras.callbacks.Callback):
             "learning rate, or clip gradients (`global_clipnorm` of the optimizer). "
             f"Received: loss={float(np.asarray(loss))} for rows {', '.join(names)}"
         )
+
+
+class KeepWeights(keras.callbacks.Callback):
+    """Gives the model its weights back when a first batch fails, on JAX.
+
+    There Keras takes the values out of the variables before it asks for the batch, and puts
+    back what the last step returned: after none, an unusable row (or an interrupt while the
+    step compiles) would leave a model without weights.
+
+    Example:
+
+    ```python
+    keep = KeepWeights()
+    try:
+        model.fit(rows, callbacks=[keep])
+    except BaseException:
+        keep.restore()
+        raise
+    ```
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.values = []
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.values = surgery.attached_values(self.model)
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.values = []
+
+    on_test_batch_begin = on_train_batch_begin
+    on_test_batch_end = on_train_batch_end
+
+    def restore(self):
+        """Put values back into the variables that have none."""
+        if self.model is not None:
+            surgery.reattach(self.model, self.values)

@@ -69,7 +69,7 @@ class CCCausalLM(PairedTrainer):
     ):
         super().__init__(**kwargs)
         _check_causal_lm(causal_lm)
-        if len(tuple(objectives)) > 0:
+        if not isinstance(objectives, (list, tuple)) or objectives:
             raise ValueError(
                 "`objectives` must be empty: this version of keras_cc has no extra objectives. "
                 f"Received: objectives={objectives!r}"

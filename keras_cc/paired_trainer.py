@@ -1,10 +1,11 @@
+import contextlib
 import warnings
 
 import keras
 from keras import ops
 
 from keras_cc import losses, pairing, surgery
-from keras_cc.callbacks import StopOnNonFiniteLoss
+from keras_cc.callbacks import KeepWeights, StopOnNonFiniteLoss
 from keras_cc.data.batches import PreparedBatches, as_keras_data
 
 
@@ -227,7 +228,7 @@ class PairedTrainer(keras.Model):
                 PreparedBatches(validation_data, self.preprocessor, batch_size=batch_size),
                 kwargs.get("validation_steps"),
             )
-        with _reporting_truncation(self.preprocessor):
+        with _reporting_truncation(self.preprocessor), _keeping_weights() as keep:
             history = super().fit(
                 as_keras_data(batches, steps_per_epoch, epochs),
                 epochs=epochs,
@@ -238,6 +239,7 @@ class PairedTrainer(keras.Model):
                     *(callbacks or []),
                     batches.step_counter(),
                     StopOnNonFiniteLoss(batches),
+                    keep,
                 ],
                 **kwargs,
             )
@@ -268,7 +270,8 @@ class PairedTrainer(keras.Model):
         batches = PreparedBatches(
             _source(x, y, sample_weight), self.preprocessor, batch_size=batch_size
         )
-        with _reporting_truncation(self.preprocessor):
+        with _reporting_truncation(self.preprocessor), _keeping_weights() as keep:
+            kwargs["callbacks"] = [*(kwargs.get("callbacks") or []), keep]
             return super().evaluate(as_keras_data(batches, kwargs.get("steps")), **kwargs)
 
     def _accumulation_steps(self):
@@ -326,6 +329,16 @@ def _minus_one(shape, dtype):
 
 def _source(x, y, sample_weight):
     return x if y is None and sample_weight is None else (x, y, sample_weight)
+
+
+@contextlib.contextmanager
+def _keeping_weights():
+    keep = KeepWeights()
+    try:
+        yield keep
+    except BaseException:
+        keep.restore()
+        raise
 
 
 class _reporting_truncation:

@@ -10,6 +10,7 @@ Why each is needed:
   part of the functional graph behind that tensor.
 - `model._aggregate_additional_loss`: divides a loss that is already a mean by the
   number of replicas on TensorFlow, where gradients are summed over the replicas.
+- `variable._value`: on JAX, None while a trainer holds the value; reading `value` then fails.
 - `model._flatten_layers`: all sublayers; `Model.layers` lists the top only.
 """
 
@@ -120,6 +121,26 @@ def language_model_head(causal_lm):
 def add_to_loss(model, loss):
     """`loss`, a mean over this replica's batch, scaled as Keras scales an added loss."""
     return model._aggregate_additional_loss(loss)
+
+
+def attached_values(model):
+    """On JAX, `(variable, value)` of every variable that has its value; else nothing.
+
+    Elsewhere a trainer leaves the values where they are.
+    """
+    if not hasattr(model, "jax_state_sync"):
+        return []
+    variables = [*model.variables, *model.metrics_variables, *model.optimizer.variables]
+    return [(v, v._value) for v in variables if v._value is not None]
+
+
+def reattach(model, values):
+    """After a failed step on JAX: the last step's state, or where there was none, `values`."""
+    if hasattr(model, "jax_state_sync"):
+        model.jax_state_sync()
+    for variable, value in values:
+        if variable._value is None:
+            variable.assign(value)
 
 
 def unfreeze(feed_forwards):

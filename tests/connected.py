@@ -21,6 +21,7 @@ if BACKEND == "jax":
     # The same tiny step is compiled by test after test: this run compiles it once. The folder
     # goes with the process.
     _compiled = tempfile.TemporaryDirectory(prefix="keras_cc_tests_")
+    jax.config.update("jax_disable_most_optimizations", True)
     jax.config.update("jax_compilation_cache_dir", _compiled.name)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

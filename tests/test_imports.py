@@ -174,7 +174,9 @@ class TestFrameworks:
                 elif isinstance(node, ast.Attribute) and node.attr.startswith("_"):
                     if not node.attr.endswith("__"):
                         used.setdefault(node.attr, set()).add(name)
-        foreign = {attribute: names for attribute, names in used.items() if attribute not in defined}
+        foreign = {
+            attribute: names for attribute, names in used.items() if attribute not in defined
+        }
         assert {"_tracker", "_inbound_nodes", "_aggregate_additional_loss"} <= set(foreign)
         for attribute, names in foreign.items():
             assert names == {"keras_cc.surgery"}, f"{attribute} in {names}"

@@ -106,9 +106,7 @@ class TestSquaredError:
         rng = np.random.default_rng(seed)
         prediction, goal = rng.normal(size=(2, 1, 3, 8)).astype("float32")
         result = numpy(losses.squared_error(scale * prediction, scale * goal))
-        np.testing.assert_allclose(
-            result, numpy(losses.squared_error(prediction, goal)), rtol=1e-3
-        )
+        np.testing.assert_allclose(result, numpy(losses.squared_error(prediction, goal)), rtol=1e-3)
 
     def test_relative_is_finite_for_a_goal_of_zero(self):
         result = losses.squared_error(np.full((1, 1, 4), 1e-3, "float32"), np.zeros((1, 1, 4)))

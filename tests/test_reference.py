@@ -154,9 +154,7 @@ class TestGradients:
             outputs = model(inputs, training=True)
             return model.compute_loss(inputs, labels, outputs, sample_weight)
 
-        found = dict(
-            zip((v.path for v in variables), gradients(loss, variables), strict=True)
-        )
+        found = dict(zip((v.path for v in variables), gradients(loss, variables), strict=True))
         rng = np.random.default_rng(0)
         for group in ("decision_gate", "transform_matrix", "feedforward", "attention", "embedding"):
             direction = {
@@ -186,5 +184,7 @@ class TestRefused:
             model(tensors(x))
 
     def test_no_keras_causal_lm(self):
-        with pytest.raises(TypeError, match=r"`causal_lm` must be a keras_hub.*Received: causal_lm="):
+        with pytest.raises(
+            TypeError, match=r"`causal_lm` must be a keras_hub.*Received: causal_lm="
+        ):
             CCCausalLM(keras.layers.Dense(2))

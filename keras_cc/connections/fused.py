@@ -1,3 +1,5 @@
+from numbers import Integral
+
 import keras
 
 from keras_cc.layers.cc_feed_forward import CCFeedForward
@@ -136,13 +138,13 @@ class FusedConnection:
 
 
 def _block_numbers(layers):
-    numbers = list(layers) if hasattr(layers, "__iter__") else None
-    if not numbers or not all(isinstance(n, int) and not isinstance(n, bool) for n in numbers):
+    wanted = list(layers) if hasattr(layers, "__iter__") else None
+    if not wanted or not all(isinstance(n, Integral) and not isinstance(n, bool) for n in wanted):
         raise ValueError(
             '`layers` must be "all" or a non-empty sequence of integers (block numbers). '
             f"Received: layers={layers!r}"
         )
-    return numbers
+    return [int(n) for n in wanted]
 
 
 def _number(name, value, least, below=float("inf")):

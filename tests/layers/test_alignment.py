@@ -31,9 +31,7 @@ def reference(pivot, target, mask, method):
             if method == "attention":
                 exponentials = [np.exp(x @ p / np.sqrt(len(p))) for p in real]
                 total = sum(exponentials)
-                result[row, t] = sum(
-                    e / total * p for e, p in zip(exponentials, real, strict=True)
-                )
+                result[row, t] = sum(e / total * p for e, p in zip(exponentials, real, strict=True))
             elif method == "mean":
                 result[row, t] = sum(real) / len(real)
             else:

@@ -247,8 +247,7 @@ class TestConnected:
         noise = [100 * value for value in streams(seed + 1)]
         masks = mask(PIVOT_LENGTHS, PIVOT)[..., None], mask(LENGTHS, LENGTH)[..., None]
         changed = [
-            np.where(m, value, n)
-            for m, value, n in zip(masks, (pivot, target), noise, strict=True)
+            np.where(m, value, n) for m, value, n in zip(masks, (pivot, target), noise, strict=True)
         ]
         output, scope, _ = connect(layer, pivot, target)
         other, other_scope, _ = connect(layer, *changed)
@@ -333,7 +332,9 @@ class TestRefused:
 
     @pytest.mark.parametrize("gate", [-0.1, 1.1, "token", None, True, float("nan")])
     def test_gate(self, gate):
-        message = r"`gate` must be one of \('dimension', 'layer'\) or a number in \[0, 1\]\. Received: "
+        message = (
+            r"`gate` must be one of \('dimension', 'layer'\) or a number in \[0, 1\]\. Received: "
+        )
         with pytest.raises(ValueError, match=message + "gate="):
             CCFeedForward(keras.layers.Dense(DIM), gate=gate)
 

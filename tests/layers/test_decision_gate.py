@@ -110,6 +110,8 @@ class TestRefused:
 
     @pytest.mark.parametrize("initial_gate", [0, 1, -0.1, 1.5, True, "0.5", None, float("nan")])
     def test_initial_gate(self, initial_gate):
-        message = r"`initial_gate` must be a number strictly between 0 and 1.*Received: initial_gate="
+        message = (
+            r"`initial_gate` must be a number strictly between 0 and 1.*Received: initial_gate="
+        )
         with pytest.raises(ValueError, match=message):
             DecisionGate(initial_gate=initial_gate)

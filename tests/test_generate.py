@@ -1,0 +1,234 @@
+"""`CCCausalLM.generate`: equal to greedy decoding by hand, a whole forward pass a token."""
+
+import connected
+import keras_hub
+import numpy as np
+import pytest
+import tiny
+
+import keras_cc
+
+PROMPTS = ["Kenya'nın para", "the quick brown fox"]
+PIVOTS = ["What is the currency of Kenya?", "a fox"]
+LENGTH = 28
+
+
+def make(family="llama3", with_preprocessor=False, trained=True, **options):
+    model = connected.text_model(
+        family, keras_cc.FusedConnection(**options), with_preprocessor=with_preprocessor
+    )
+    if trained:
+        connected.train_connection(model, scale=0.3)
+    model.compile("sgd", sampler="greedy", **connected.QUICK)
+    return model
+
+
+@pytest.fixture
+def seen_ids(monkeypatch):
+    """The ids that `generate` turned into text, call by call."""
+    seen = []
+    detokenize = keras_cc.CCPreprocessor.detokenize
+
+    def spy(self, token_ids, *args, **kwargs):
+        seen.append(np.asarray(token_ids))
+        return detokenize(self, token_ids, *args, **kwargs)
+
+    monkeypatch.setattr(keras_cc.CCPreprocessor, "detokenize", spy)
+    return seen
+
+
+def greedy_by_hand(model, prompts, pivots=None, length=LENGTH):
+    """The most likely token of `model(x)` at the last real position, one at a time, no cache.
+
+    `answer_mask` says where the prompt ends; the rows' prompts differ in length.
+    """
+    prompt = model.preprocessor.generate_preprocess(prompts, length)
+    lengths = prompt["padding_mask"].sum(axis=1)
+    ids, position = prompt["token_ids"].copy(), np.arange(length)[None]
+    pivot = {} if pivots is None else model.preprocessor.pivot_preprocess(pivots)
+    forward = compiled_forward(model)
+    for t in range(lengths.min(), length):
+        end = np.maximum(t, lengths)[:, None]
+        x = {"token_ids": ids, "padding_mask": (position < end).astype("int32"), **pivot}
+        if pivots is not None:
+            x["answer_mask"] = (
+                (position >= lengths[:, None] - 1) & (position < end)
+            ).astype("int32")
+        following = forward(x)[:, t - 1].argmax(axis=-1)
+        ids[:, t] = np.where(lengths > t, ids[:, t], following)
+    return ids
+
+
+def compiled_forward(model):
+    if connected.BACKEND != "jax":
+        return lambda x: connected.logits(model, x)
+    import jax
+
+    state = (
+        [v.value for v in model.trainable_variables],
+        [v.value for v in model.non_trainable_variables],
+    )
+    step = jax.jit(lambda state, x: model.stateless_call(*state, x)[0]["logits"])
+    return lambda x: np.asarray(step(state, x))
+
+
+# ---------------------------------------------------------------- against the forward pass
+
+
+@pytest.mark.parametrize(
+    "family, with_preprocessor", [("llama3", False), ("gemma3", False), ("gemma3", True)]
+)
+def test_monolingual_generation(family, with_preprocessor, seen_ids):
+    model = make(family, with_preprocessor)
+    texts = model.generate(PROMPTS, LENGTH, stop_token_ids=None)
+    expected = greedy_by_hand(model, PROMPTS)
+    np.testing.assert_array_equal(seen_ids[0], expected)
+    assert texts == model.tokenizer.detokenize(expected[:, 1:].tolist())
+    if with_preprocessor:
+        assert texts == model.causal_lm.generate(PROMPTS, LENGTH, stop_token_ids=None)
+
+
+@pytest.mark.parametrize(
+    "family, alignment",
+    [("llama3", "attention"), ("llama3", "mean"), ("llama3", "last"), ("gemma3", "attention"),
+     ("gemma3", "last")],
+)  # fmt: skip
+def test_connected_generation(family, alignment, seen_ids):
+    model = make(family, alignment=alignment, initial_gate=0.6)
+    pivots = [PIVOTS[0], ""]
+    model.generate(PROMPTS, LENGTH, pivot_prompts=pivots, stop_token_ids=None)
+    connected_ids = greedy_by_hand(model, PROMPTS, pivots)
+    np.testing.assert_array_equal(seen_ids[0], connected_ids)
+    # Neither path is the other: the pivot decides, and a row without one is the plain model.
+    alone = greedy_by_hand(model, PROMPTS)
+    assert (connected_ids[0] != alone[0]).any()
+    model.generate(PROMPTS, LENGTH, pivot_prompts=PIVOTS, stop_token_ids=None)
+    np.testing.assert_array_equal(seen_ids[1], greedy_by_hand(model, PROMPTS, PIVOTS))
+    model.disconnect()
+    np.testing.assert_array_equal(greedy_by_hand(model, PROMPTS)[1], connected_ids[1])
+
+
+def test_connected_generation_through_the_preprocessor_of_gemma3(seen_ids):
+    model = make("gemma3", with_preprocessor=True, initial_gate=0.6)
+    model.generate(PROMPTS, LENGTH, pivot_prompts=PIVOTS, stop_token_ids=None)
+    np.testing.assert_array_equal(seen_ids[0], greedy_by_hand(model, PROMPTS, PIVOTS))
+
+
+# ---------------------------------------------------------------- strings in, strings out
+
+
+@pytest.fixture(scope="module")
+def shared():
+    return make()
+
+
+def test_a_string_gives_a_string_and_a_list_a_list(shared):
+    one = shared.generate(PROMPTS[0], LENGTH)
+    assert isinstance(one, str) and one.startswith(PROMPTS[0])
+    assert shared.generate([PROMPTS[0]], LENGTH) == [one]
+    paired = shared.generate(PROMPTS[0], LENGTH, pivot_prompts=PIVOTS[0])
+    assert isinstance(paired, str) and paired.startswith(PROMPTS[0])
+    assert shared.generate([PROMPTS[0]], LENGTH, pivot_prompts=[PIVOTS[0]]) == [paired]
+
+
+@pytest.mark.parametrize("pivots", [None, PIVOTS])
+def test_strip_prompt_leaves_the_continuation(shared, pivots):
+    options = {"pivot_prompts": pivots, "stop_token_ids": None}
+    whole = shared.generate(PROMPTS, LENGTH, **options)
+    stripped = shared.generate(PROMPTS, LENGTH, strip_prompt=True, **options)
+    ids = greedy_by_hand(shared, PROMPTS, pivots)
+    lengths = shared.preprocessor.generate_preprocess(PROMPTS, LENGTH)["padding_mask"].sum(axis=1)
+    for text, rest, row, length in zip(whole, stripped, ids, lengths, strict=True):
+        assert rest == shared.tokenizer.detokenize([row[length:].tolist()])[0] != text
+
+
+@pytest.mark.parametrize("pivots", [None, PIVOTS])
+def test_a_stop_token_ends_the_text(shared, pivots):
+    ids = greedy_by_hand(shared, PROMPTS, pivots)
+    lengths = shared.preprocessor.generate_preprocess(PROMPTS, LENGTH)["padding_mask"].sum(axis=1)
+    stop = int(ids[0, lengths[0] + 3])
+    texts = shared.generate(PROMPTS, LENGTH, pivot_prompts=pivots, stop_token_ids=[stop])
+    for text, row, length in zip(texts, ids, lengths, strict=True):
+        found = np.flatnonzero(row[length:] == stop)
+        end = length + found[0] + 1 if len(found) else LENGTH
+        assert text == shared.tokenizer.detokenize([row[1:end].tolist()])[0]
+
+
+def test_without_a_length_it_is_the_preprocessors(shared, seen_ids):
+    shared.generate(PROMPTS[0])
+    assert seen_ids[0].shape == (1, shared.preprocessor.max_length)
+
+
+# ---------------------------------------------------------------- nothing goes stale
+
+
+def test_generation_follows_training_the_sampler_and_the_merge(seen_ids):
+    model = make()
+
+    def check(**pivot):
+        model.generate(PROMPTS, LENGTH, stop_token_ids=None, **pivot)
+        pivots = pivot.get("pivot_prompts")
+        np.testing.assert_array_equal(seen_ids[-1], greedy_by_hand(model, PROMPTS, pivots))
+        return seen_ids[-1]
+
+    before, paired_before = check(), check(pivot_prompts=PIVOTS)
+    assert (check() == before).all() and (check(pivot_prompts=PIVOTS) == paired_before).all()
+    # Other weights.
+    tiny.fill(model.causal_lm, seed=50)
+    after, paired_after = check(), check(pivot_prompts=PIVOTS)
+    assert (after != before).any() and (paired_after != paired_before).any()
+    # Another sampler: a beam of one is greedy, a random one is not, and back again.
+    model.compile("sgd", sampler=keras_hub.samplers.RandomSampler(seed=1), **connected.QUICK)
+    for paths in ({}, {"pivot_prompts": PIVOTS}):
+        draws = []
+        for _ in range(2):
+            model.generate(PROMPTS, LENGTH, stop_token_ids=None, **paths)
+            draws.append(seen_ids[-1])
+        assert (draws[0] != draws[1]).any()
+    model.compile("sgd", sampler="greedy", **connected.QUICK)
+    np.testing.assert_array_equal(check(pivot_prompts=PIVOTS), paired_after)
+    np.testing.assert_array_equal(check(), after)
+    model.merge()
+    np.testing.assert_array_equal(check(), after)
+
+
+def test_generation_follows_lora():
+    model = make()
+    before = model.generate(PROMPTS, LENGTH, stop_token_ids=None)
+    paired = model.generate(PROMPTS, LENGTH, pivot_prompts=PIVOTS, stop_token_ids=None)
+    model.enable_lora(2)
+    assert model.generate(PROMPTS, LENGTH, stop_token_ids=None) == before
+    rng = np.random.default_rng(0)
+    for variable in model.causal_lm.trainable_variables:
+        if "lora" in variable.path:
+            variable.assign(rng.normal(0, 1.0, variable.shape).astype("float32"))
+    assert model.generate(PROMPTS, LENGTH, stop_token_ids=None) != before
+    assert model.generate(PROMPTS, LENGTH, pivot_prompts=PIVOTS, stop_token_ids=None) != paired
+
+
+# ---------------------------------------------------------------- refused
+
+
+def test_as_many_pivot_prompts_as_prompts(shared):
+    with pytest.raises(ValueError, match=r"as many as `prompts`.*Received: 1 pivot prompts for 2"):
+        shared.generate(PROMPTS, LENGTH, pivot_prompts=PIVOTS[:1])
+    with pytest.raises(ValueError, match=r"as many as `prompts`.*Received: 2 pivot prompts for 1"):
+        shared.generate(PROMPTS[0], LENGTH, pivot_prompts=PIVOTS)
+
+
+def test_pivot_prompts_need_a_connection():
+    model = connected.text_model("llama3", connection=None)
+    with pytest.raises(ValueError, match=r"`pivot_prompts` need a connection.*Received: connection=None"):
+        model.generate(PROMPTS[0], LENGTH, pivot_prompts=PIVOTS[0])
+
+
+def test_a_preprocessor_is_needed():
+    tokenizer = connected.tokenizer_of("llama3")
+    model = keras_cc.CCCausalLM(connected.causal_lm("llama3", tokenizer))
+    with pytest.raises(ValueError, match=r"needs a preprocessor.*Received: model.preprocessor=None"):
+        model.generate(PROMPTS[0], LENGTH)
+
+
+def test_a_prompt_without_room_for_a_token(shared):
+    with pytest.raises(ValueError, match=r"prompts\[0\] has \d+ tokens.*Received: max_length=4"):
+        shared.generate(PROMPTS[0], 4)
