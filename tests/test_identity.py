@@ -3,12 +3,12 @@
 import keras
 import numpy as np
 import pytest
+import tiny
+from backend_tools import gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
 
-import tiny
-from backend_tools import gradients
 from keras_cc import CCCausalLM, FusedConnection
 
 
@@ -61,7 +61,7 @@ class TestUntouched:
             log_probabilities = ops.log_softmax(logits, axis=-1)
             one_hot = ops.one_hot(labels, tiny.VOCABULARY)
             nats = -ops.sum(log_probabilities * one_hot, axis=-1)
-            return ops.sum(nats * sample_weight) / float(sample_weight.sum())
+            return ops.sum(nats * ops.convert_to_tensor(sample_weight)) / float(sample_weight.sum())
 
         def loss():
             outputs = model(inputs, training=True)
@@ -335,4 +335,4 @@ class TestGradientSwitches:
 
         learning = self.nonzero(model, loss)
         assert not learning & self.TRANSFORMS
-        assert self.LAST_GATE <= learning
+        assert learning >= self.LAST_GATE

@@ -3,12 +3,13 @@
 import ast
 import importlib.util
 import pathlib
+import re
 
 import keras
 import pytest
+from backend_tools import run_python, run_python_for_json
 
 import keras_cc
-from backend_tools import run_python, run_python_for_json
 
 PACKAGE = pathlib.Path(keras_cc.__file__).parent
 
@@ -171,9 +172,8 @@ class TestFrameworks:
                     defined.add(node.id)
                 elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
                     defined.add(node.attr)
-                elif isinstance(node, ast.Attribute) and node.attr.startswith("_"):
-                    if not node.attr.endswith("__"):
-                        used.setdefault(node.attr, set()).add(name)
+                elif isinstance(node, ast.Attribute) and re.match("_(?!_)", node.attr):
+                    used.setdefault(node.attr, set()).add(name)
         foreign = {
             attribute: names for attribute, names in used.items() if attribute not in defined
         }

@@ -6,7 +6,6 @@ import pathlib
 import keras
 import numpy as np
 import pytest
-
 from backend_tools import run_python_for_json
 
 BACKENDS = ("jax", "tensorflow", "torch")

@@ -3,12 +3,12 @@
 import keras
 import numpy as np
 import pytest
-from keras import ops
-
 import tiny
 from backend_tools import gradients
-from keras_cc import CCCausalLM, FusedConnection
+from keras import ops
 from reference import Options, Reference
+
+from keras_cc import CCCausalLM, FusedConnection
 
 # Each option by itself, beside some that meet.
 CASES = {

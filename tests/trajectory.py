@@ -9,13 +9,14 @@ import json
 import sys
 
 import keras
-
 import tiny
+
 from keras_cc import CCCausalLM, FusedConnection
 
 STEPS = 5
 # A rate that is too high amplifies rounding: at 0.5 all losses drift apart by a tenth within a
-# few steps, and at 0.02 this Gemma 3, whose attention is sharp, grows a difference eightfold a step.
+# few steps, and at 0.02 this Gemma 3, whose attention is sharp, multiplies a difference by eight
+# in each.
 LEARNING_RATES = {"gemma3": 0.001}
 VARIED = {
     "alignment": "mean",

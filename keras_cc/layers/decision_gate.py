@@ -51,7 +51,8 @@ class DecisionGate(keras.layers.Layer):
         super().__init__(**kwargs)
         if granularity not in GRANULARITIES:
             raise ValueError(
-                f"`granularity` must be one of {GRANULARITIES}. Received: granularity={granularity!r}"
+                f"`granularity` must be one of {GRANULARITIES}. "
+                f"Received: granularity={granularity!r}"
             )
         if not isinstance(initial_gate, (int, float)) or not 0 < initial_gate < 1:
             raise ValueError(

@@ -3,11 +3,11 @@
 import keras
 import numpy as np
 import pytest
+from backend_tools import gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
 
-from backend_tools import gradients
 from keras_cc.layers.alignment import ALIGNMENTS, align
 
 

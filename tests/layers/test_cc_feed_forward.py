@@ -5,12 +5,12 @@ import itertools
 import keras
 import numpy as np
 import pytest
+from backend_tools import gradients, outputs_after_reload
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
 from keras.src import testing
 
-from backend_tools import gradients, outputs_after_reload
 from keras_cc import pairing
 from keras_cc.layers import CCFeedForward, DecisionGate, TransformMatrix
 
@@ -135,16 +135,16 @@ class TestContract(testing.TestCase):
 
 class TestConfig:
     def test_holds_every_option(self):
-        options = dict(
-            alignment="last",
-            gate=0.25,
-            initial_gate=0.2,
-            transform="low_rank",
-            rank=3,
-            pivot_gradient=True,
-            alignment_gradient="full",
-            alignment_error="plain",
-        )
+        options = {
+            "alignment": "last",
+            "gate": 0.25,
+            "initial_gate": 0.2,
+            "transform": "low_rank",
+            "rank": 3,
+            "pivot_gradient": True,
+            "alignment_gradient": "full",
+            "alignment_error": "plain",
+        }
         layer = CCFeedForward(keras.layers.Dense(DIM), **options)
         config = CCFeedForward.from_config(layer.get_config()).get_config()
         assert {name: config[name] for name in options} == options

@@ -1,10 +1,10 @@
 import keras
 import numpy as np
 import pytest
+from backend_tools import gradients
 from keras import ops
 from keras.src import testing
 
-from backend_tools import gradients
 from keras_cc.layers import DecisionGate
 
 

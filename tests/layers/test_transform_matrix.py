@@ -2,10 +2,10 @@ import math
 
 import numpy as np
 import pytest
+from backend_tools import gradients
 from keras import ops
 from keras.src import testing
 
-from backend_tools import gradients
 from keras_cc.layers import TransformMatrix
 from keras_cc.layers.transform_matrix import TRANSFORMS
 
