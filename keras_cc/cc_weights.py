@@ -2,7 +2,7 @@
 
 import json
 import os
-import tempfile
+import uuid
 
 import keras
 import numpy as np
@@ -37,6 +37,11 @@ def load(model, path):
             raise ValueError(f"`path` must be what `save_cc_weights` wrote. Received: no {needed!r}")
     with open(_options_path(path), encoding="utf-8") as file:
         options = json.load(file)
+    if options.get("format") != FORMAT:
+        raise ValueError(
+            f"`path` must be of format {FORMAT}, which this version of keras_cc reads. "
+            f"Received: format={options.get('format')!r} in {_options_path(path)!r}"
+        )
     here = _facts(model.causal_lm.backbone)
     if options["backbone"] != here:
         raise ValueError(
@@ -94,14 +99,13 @@ def _by_ending(path, choices):
 def _write_whole(path, write):
     """Write to a temporary file beside `path` and rename it: never half a file."""
     folder, name = os.path.split(os.path.abspath(path))
-    handle, temporary = tempfile.mkstemp(suffix=name, dir=folder)
-    os.close(handle)
+    temporary = os.path.join(folder, f".{uuid.uuid4().hex}-{name}")
     try:
         write(temporary)
         os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
 
 
 def _write_json(path, content):

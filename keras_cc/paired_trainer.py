@@ -223,12 +223,13 @@ class PairedTrainer(keras.Model):
             accumulate=self._accumulation_steps(),
             step=self._micro_steps,
         )
+        sources = [batches]
         if validation_data is not None:
-            validation_data = as_keras_data(
-                PreparedBatches(validation_data, self.preprocessor, batch_size=batch_size),
-                kwargs.get("validation_steps"),
+            sources.append(
+                PreparedBatches(validation_data, self.preprocessor, batch_size=batch_size)
             )
-        with _reporting_truncation(self.preprocessor), _keeping_weights() as keep:
+            validation_data = as_keras_data(sources[1], kwargs.get("validation_steps"))
+        with _reporting_truncation(self.preprocessor), _failing_well(*sources) as keep:
             history = super().fit(
                 as_keras_data(batches, steps_per_epoch, epochs),
                 epochs=epochs,
@@ -270,7 +271,7 @@ class PairedTrainer(keras.Model):
         batches = PreparedBatches(
             _source(x, y, sample_weight), self.preprocessor, batch_size=batch_size
         )
-        with _reporting_truncation(self.preprocessor), _keeping_weights() as keep:
+        with _reporting_truncation(self.preprocessor), _failing_well(batches) as keep:
             kwargs["callbacks"] = [*(kwargs.get("callbacks") or []), keep]
             return super().evaluate(as_keras_data(batches, kwargs.get("steps")), **kwargs)
 
@@ -332,12 +333,16 @@ def _source(x, y, sample_weight):
 
 
 @contextlib.contextmanager
-def _keeping_weights():
+def _failing_well(*sources):
+    """When a fit or an evaluation fails: a model that still works, and the error of the data."""
     keep = KeepWeights()
     try:
         yield keep
     except BaseException:
         keep.restore()
+        for source in sources:
+            if source.error is not None:
+                raise source.error from None
         raise
 
 

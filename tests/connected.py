@@ -15,6 +15,10 @@ BACKEND = keras.backend.backend()
 # operation by itself where it runs eagerly, which takes longer than the whole step.
 QUICK = {} if BACKEND == "jax" else {"run_eagerly": True}
 
+if BACKEND == "torch":
+    import torch
+
+    torch.set_num_threads(1)  # more cost time at this size
 if BACKEND == "jax":
     import jax
 

@@ -84,6 +84,9 @@ WRONG = {
 }
 
 
+LISTS = (list, tuple, range, np.ndarray)
+
+
 def cases(table):
     return [(name, value) for name, values in table.items() for value in values]
 
@@ -96,8 +99,7 @@ def test_every_option_has_right_and_wrong_values():
 @pytest.mark.parametrize("name, value", cases(RIGHT))
 def test_right_options(name, value):
     connection = FusedConnection(**{name: value})
-    kept = getattr(connection, name)
-    assert (list(kept) == list(value)) if name == "layers" and value != "all" else kept == value
+    assert getattr(connection, name) == (list(value) if isinstance(value, LISTS) else value)
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(connection))
     assert again.get_config() == connection.get_config()
 

@@ -16,12 +16,12 @@ PACKAGE = pathlib.Path(keras_cc.__file__).parent
 # From the bottom: a module imports from its own row and the rows above it here. A module that is
 # not listed stands where its imports put it; no cycle is what it has to keep to.
 LEVELS = (
-    ("version", "losses", "pairing", "callbacks", "templates", "data"),
+    ("version", "losses", "pairing", "templates", "data"),
     ("prompt_encoder",),
     ("layers", "preprocessing"),
     ("families", "connections"),
     ("surgery",),
-    ("paired_trainer", "generation", "cc_weights"),
+    ("callbacks", "paired_trainer", "generation", "cc_weights"),
     ("cc_causal_lm",),
 )
 # Packages that are there for a user who asks for them, never for `import keras_cc`.

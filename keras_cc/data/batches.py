@@ -104,6 +104,7 @@ class PreparedBatches:
         self._count: int | float | None = None
         self._carried: dict[int, np.ndarray] = {}  # step -> token counts of the group open there
         self._ahead: dict[tuple[int, int], Batch] = {}  # (pass, batch) -> prepared ahead of time
+        self.error: Exception | None = None  # what went wrong while batches were made
         self.counted_outside = False  # whether `step` is kept by a callback
 
     # --- length ---

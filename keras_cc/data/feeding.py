@@ -82,9 +82,13 @@ def as_keras_data(
 
 def _generate(batches: "PreparedBatches", length: "int | float | None") -> Iterator[Any]:
     """Yields batches; over and over where `steps_per_epoch` cuts passes of unknown length."""
-    yield from batches
-    while length is None and not batches.one_shot:
+    try:
         yield from batches
+        while length is None and not batches.one_shot:
+            yield from batches
+    except Exception as error:
+        batches.error = error  # TensorFlow raises one of its own instead
+        raise
 
 
 class _SequentialPyDataset(keras.utils.PyDataset):
