@@ -112,38 +112,47 @@ class CCCausalLM(PairedTrainer):
     def _connected(self, inputs, training):
         pivot_ids, pivot_mask = inputs["pivot_token_ids"], inputs["pivot_padding_mask"]
         _check_batch(inputs["token_ids"], pivot_ids)
-        scope = self.run_pivot(inputs, pivot_ids, pivot_mask, training)
+        scope = self.open_target(inputs, pivot_ids, pivot_mask, training)
         if training and self.connection.dropout > 0:
-            sample = keras.random.uniform(ops.shape(scope.has_pivot), seed=self.seed_generator)
-            dropped = ops.logical_and(scope.has_pivot, sample < self.connection.dropout)
-            scope.through_transform = dropped
+            sample = keras.random.uniform(ops.shape(pivot_ids)[:1], seed=self.seed_generator)
+            has_pivot = ops.any(scope.mask, axis=1)
+            scope.through_transform = ops.logical_and(has_pivot, sample < self.connection.dropout)
         with pairing.enter(scope):
             hidden = self._hidden(inputs, training)
-        outputs = {"logits": self._logits(hidden, inputs)}
-        connected = ops.cast(scope.has_pivot, "float32")
-        tokens = connected * ops.sum(ops.cast(scope.mask, "float32"), axis=1)
-        count = len(scope.gate_sums)
-        outputs["gate"] = sum(scope.gate_sums) / count
-        outputs["gate_tokens"] = connected if self.connection.alignment == "last" else tokens
-        errors = scope.alignment_errors or [ops.zeros_like(tokens)]
-        outputs["alignment_error"] = sum(errors) / len(errors)
-        outputs["alignment_tokens"] = tokens
-        return outputs
+        errors = scope.alignment_errors or [ops.zeros_like(scope.gate_sums[0])]
+        return {
+            "logits": self._logits(hidden, inputs),
+            "alignment_error": sum(errors) / len(errors),
+            "alignment_tokens": _count(scope.mask),
+            "gate": sum(scope.gate_sums) / len(scope.gate_sums),
+            "gate_tokens": _count(scope.fused),
+        }
 
-    def run_pivot(self, inputs, pivot_token_ids, pivot_padding_mask, training=False):
-        """Run the pivot's pass and open the target's: a `pairing.TargetPass`."""
-        pivot = pairing.PivotPass(ops.cast(pivot_padding_mask, "bool"))
+    def open_target(self, inputs, pivot_token_ids, pivot_padding_mask, training=False):
+        """Run the pivot's pass and open the target's.
+
+        Args:
+            inputs: the dict of a call.
+            pivot_token_ids, pivot_padding_mask: int tensors `(B, S)`.
+            training: bool.
+
+        Returns:
+            A `keras_cc.pairing.TargetPass`, to be entered for the target's pass.
+        """
+        sink_tokens = self.connection.sink_tokens
+        pivot = pairing.PivotPass(_beyond(ops.cast(pivot_padding_mask, "bool"), sink_tokens))
         with pairing.enter(pivot):
             # The backbone alone: nobody needs the pivot's logits.
             self._hidden(
                 {"token_ids": pivot_token_ids, "padding_mask": pivot_padding_mask}, training
             )
-        mask = ops.cast(inputs["padding_mask"], "bool")
+        real = ops.cast(inputs["padding_mask"], "bool")
+        fused = _beyond(real, sink_tokens)
+        if self.connection.alignment == "last":
+            fused = ops.logical_and(fused, _last_prompt(real, inputs.get("answer_mask")))
+        has_pivot = ops.any(pivot.mask, axis=1)[:, None]
         return pairing.TargetPass(
-            pivot=pivot,
-            mask=mask,
-            last_prompt=_last_prompt(mask, inputs.get("answer_mask")),
-            has_pivot=ops.any(pivot.mask, axis=1),
+            pivot, mask=ops.logical_and(real, has_pivot), fused=ops.logical_and(fused, has_pivot)
         )
 
     def _hidden(self, inputs, training):
@@ -326,6 +335,15 @@ class _Untracked:
 
     def __init__(self, value):
         self.value = value
+
+
+def _beyond(mask, count):
+    """`mask` without the first `count` True positions of each row."""
+    return ops.logical_and(mask, ops.cumsum(ops.cast(mask, "int32"), axis=1) > count)
+
+
+def _count(mask):
+    return ops.sum(ops.cast(mask, "float32"), axis=1)
 
 
 def _last_prompt(mask, answer_mask):

@@ -79,7 +79,12 @@ def _connected_function(model):
             pivot_ids, pivot_mask = (
                 inputs.pop(name) for name in ("pivot_token_ids", "pivot_padding_mask")
             )
-            scope = model.run_pivot(inputs, pivot_ids, pivot_mask)
+            scope = model.open_target(inputs, pivot_ids, pivot_mask)
+            if model.connection.alignment != "last":
+                # What is generated is fused as well (it takes the place of the padding).
+                has_pivot = ops.any(scope.mask, axis=1, keepdims=True)
+                padding = ops.logical_not(ops.cast(inputs["padding_mask"], "bool"))
+                scope.fused = ops.logical_or(scope.fused, ops.logical_and(has_pivot, padding))
 
             def call_in_scope(token_ids, cache, cache_update_index, *args, **kwargs):
                 scope.index = cache_update_index

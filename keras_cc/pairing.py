@@ -21,8 +21,8 @@ class PivotPass:
     """The pass over the pivot prompt, which fills `activations`.
 
     Attributes:
-        mask: bool tensor `(batch, pivot_length)`, True at real tokens. A row without
-            a real token has no pivot.
+        mask: bool tensor `(batch, pivot_length)`, True at the tokens that are aligned. A
+            row without one has no pivot.
         activations: what each connected layer computed, by the layer's id,
             `(batch, pivot_length, dim)`.
     """
@@ -37,22 +37,21 @@ class TargetPass:
 
     Attributes:
         pivot: the finished `PivotPass` of the same rows.
-        mask: bool tensor `(batch, length)`, True at real target tokens.
-        last_prompt: bool tensor `(batch, length)`, True at the last prompt token alone.
-        has_pivot: bool tensor `(batch,)`, False for the rows that bypass the connection.
+        mask: bool tensor `(batch, length)`, True at the real tokens of rows that have a
+            pivot: where the alignment error is taken.
+        fused: bool tensor `(batch, length)`, True at the positions that are fused.
         through_transform: bool tensor `(batch,)`, True for the rows that connection
             dropout sends through the transform, or None without connection dropout.
         index: in cached generation, the position of the one token at hand (int scalar).
         alignment_errors: one `(batch,)` float32 tensor a layer: the squared error
-            summed over the row's real tokens.
+            summed over `mask`.
         gate_sums: one `(batch,)` float32 tensor a layer: the mean gate over the
-            dimensions, summed over the row's fused tokens.
+            dimensions, summed over `fused`.
     """
 
     pivot: PivotPass
     mask: Any
-    last_prompt: Any
-    has_pivot: Any
+    fused: Any
     through_transform: Any = None
     index: Any = None
     alignment_errors: list = dataclasses.field(default_factory=list)

@@ -28,6 +28,7 @@ class Options:
     transform: "str | None" = "linear"
     layers: "tuple[int, ...]" = (0, 1)
     alignment_loss_weight: float = 1.0
+    sink_tokens: int = 1
     alignment_error: str = "relative"
 
 
@@ -102,6 +103,7 @@ class Reference:
 
     def align(self, pivot, f):
         """`A_l` for one target token's `f`, (d,), from the pivot's activations (S, d)."""
+        pivot = pivot[self.options.sink_tokens :]
         if self.options.alignment == "attention":
             return softmax(pivot @ f / math.sqrt(len(f))) @ pivot
         return pivot.mean(0) if self.options.alignment == "mean" else pivot[-1]
@@ -143,6 +145,7 @@ class Reference:
                 return f
             fused = f.copy()
             positions = range(len(f)) if self.options.alignment != "last" else [last_prompt]
+            positions = [t for t in positions if t >= self.options.sink_tokens]
             of_layer = []
             for t in positions:
                 a = self.align(pivot[number], f[t])
@@ -175,7 +178,7 @@ class Reference:
             ids = x["token_ids"][row][x["padding_mask"][row] == 1]
             pivot_ids = x["pivot_token_ids"][row][x["pivot_padding_mask"][row] == 1]
             own = self.monolingual(ids)
-            if len(pivot_ids):
+            if len(pivot_ids) > self.options.sink_tokens:
                 last_prompt = int(np.flatnonzero(x["answer_mask"][row])[0])
                 of_row, row_gates, row_errors = self.connected(ids, pivot_ids, last_prompt)
                 gates.append(row_gates)

@@ -23,6 +23,8 @@ CASES = {
     "plain": {"alignment_error": "plain"},
     "lambda": {"alignment_loss_weight": 0.25},
     "one_layer": {"layers": [1]},
+    "every_token": {"sink_tokens": 0},
+    "mean_two_sinks": {"alignment": "mean", "sink_tokens": 2},
     "last_layer_mlp_plain": {
         "alignment": "last",
         "gate": "layer",

@@ -31,6 +31,10 @@ class FusedConnection:
             training, go through `T` at every layer instead of the fusion. It closes the
             gap between training and inference: without it the target stream reads the
             answer off the pivot's activations and need not learn it.
+        sink_tokens: int >= 0, how many tokens at the start of both streams are left out of
+            the connection. The first one (the start token) holds nothing of the prompt,
+            and being an attention sink its activations are so large that they drown the
+            others': connected, it ruins the model at any gate. 0 connects every token.
         initial_gate: float in (0, 1), the trained gate's value at the start.
         rank: int, inner width of `"low_rank"` and `"mlp"`.
         pivot_gradient: bool, whether gradients flow into the pivot's pass. Without, its
@@ -61,6 +65,7 @@ class FusedConnection:
         layers="all",
         alignment_loss_weight=1.0,
         dropout=0.5,
+        sink_tokens=1,
         initial_gate=0.1,
         rank=16,
         pivot_gradient=False,
@@ -73,11 +78,16 @@ class FusedConnection:
         self.layers = layers if isinstance(layers, str) else _block_numbers(layers)
         self.alignment_loss_weight = _number("alignment_loss_weight", alignment_loss_weight, 0)
         self.dropout = _number("dropout", dropout, 0, below=1)
+        self.sink_tokens = sink_tokens
         self.initial_gate = initial_gate
         self.rank = rank
         self.pivot_gradient = pivot_gradient
         self.alignment_gradient = alignment_gradient
         self.alignment_error = alignment_error
+        if not isinstance(sink_tokens, int) or isinstance(sink_tokens, bool) or sink_tokens < 0:
+            raise ValueError(
+                f"`sink_tokens` must be an integer >= 0. Received: sink_tokens={sink_tokens!r}"
+            )
         if isinstance(layers, str) and layers != "all":
             raise ValueError(
                 f'`layers` must be "all" or a sequence of block numbers. Received: layers={layers!r}'
@@ -121,6 +131,7 @@ class FusedConnection:
             "layers": self.layers,
             "alignment_loss_weight": self.alignment_loss_weight,
             "dropout": self.dropout,
+            "sink_tokens": self.sink_tokens,
             "initial_gate": self.initial_gate,
             "rank": self.rank,
             "pivot_gradient": self.pivot_gradient,

@@ -138,7 +138,7 @@ class CCFeedForward(keras.layers.Layer):
             gate = ops.full_like(target[..., :1], self.gate)
         else:
             gate = self.decision_gate(aligned, target)
-        where = self._fused_positions(target, scope)  # (B, T)
+        where = _fused_positions(target, scope)  # (B, T)
         fused = ops.where(where[..., None], target + gate * (aligned - target), target)
 
         token_gate = ops.mean(ops.cast(gate, "float32"), axis=-1)
@@ -148,16 +148,6 @@ class CCFeedForward(keras.layers.Layer):
         if scope.through_transform is None:
             return fused
         return ops.where(scope.through_transform[:, None, None], self._stand_in(target), fused)
-
-    def _fused_positions(self, target, scope):
-        rows = scope.has_pivot[:, None]
-        if _is_cached_step(target, scope):
-            if self.alignment != "last":
-                return rows  # the one token at hand is real
-            # Generation feeds the last prompt token once more before the first new one.
-            return ops.logical_and(rows, ops.take(scope.last_prompt, scope.index, axis=1)[:, None])
-        positions = scope.last_prompt if self.alignment == "last" else scope.mask
-        return ops.logical_and(rows, positions)
 
     def _alignment_error(self, target, fused, scope):
         if scope.index is not None:
@@ -169,8 +159,7 @@ class CCFeedForward(keras.layers.Layer):
         error = squared_error(
             self.transform_matrix(target), fused, relative=self.alignment_error == "relative"
         )
-        real = ops.logical_and(scope.mask, scope.has_pivot[:, None])
-        return ops.sum(ops.where(real, error, 0.0), axis=-1)
+        return ops.sum(ops.where(scope.mask, error, 0.0), axis=-1)
 
     def compute_output_shape(self, input_shape):
         return self.inner.compute_output_shape(input_shape)
@@ -191,9 +180,9 @@ class CCFeedForward(keras.layers.Layer):
         return config
 
 
-def _is_cached_step(target, scope):
-    """Whether `target` is one generated position and not the whole prompt (the prefill)."""
-    return scope.index is not None and target.shape[1] == 1 and scope.mask.shape[1] != 1
+def _fused_positions(target, scope):
+    is_cached_step = scope.index is not None and target.shape[1] == 1
+    return ops.take(scope.fused, scope.index, axis=1)[:, None] if is_cached_step else scope.fused
 
 
 def check_option(name, value, options):

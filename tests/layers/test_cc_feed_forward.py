@@ -44,14 +44,16 @@ def mask(lengths, width):
 def connect(layer, pivot, target, through_transform=None):
     """The two passes: the output, and the scope with what the layer left in it."""
     target_mask = mask(LENGTHS, LENGTH)
-    last_prompt = np.arange(LENGTH)[None] == np.asarray(PROMPTS)[:, None] - 1
+    has_pivot = np.asarray(PIVOT_LENGTHS)[:, None] > 0
+    fused = target_mask
+    if layer.alignment == "last":
+        fused = np.arange(LENGTH)[None] == np.asarray(PROMPTS)[:, None] - 1
     with pairing.enter(pairing.PivotPass(ops.convert_to_tensor(mask(PIVOT_LENGTHS, PIVOT)))) as p:
         pivot_output = layer(pivot)
     scope = pairing.TargetPass(
         pivot=p,
-        mask=ops.convert_to_tensor(target_mask),
-        last_prompt=ops.convert_to_tensor(last_prompt),
-        has_pivot=ops.convert_to_tensor(np.asarray(PIVOT_LENGTHS) > 0),
+        mask=ops.convert_to_tensor(target_mask & has_pivot),
+        fused=ops.convert_to_tensor(fused & has_pivot),
     )
     if through_transform is not None:
         scope.through_transform = ops.convert_to_tensor(np.asarray(through_transform))
