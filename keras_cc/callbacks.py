@@ -42,9 +42,9 @@ class StopOnNonFiniteLoss(keras.callbacks.Callback):
         rows = keras.ops.convert_to_numpy(self.model.last_rows.result())
         names = self.batches.describe(rows[rows >= 0])
         raise FloatingPointError(
-            f"The loss of step {batch} (from 0) of epoch {self.epoch + 1} is not finite. The weights "
-            "are those before that step, and training has stopped: look at the rows, lower the "
-            "learning rate, or clip gradients (`global_clipnorm` of the optimizer). "
+            f"The loss of step {batch} (from 0) of epoch {self.epoch + 1} is not finite. The "
+            "weights are those before that step, and training has stopped: look at the rows, lower "
+            "the learning rate, or clip gradients (`global_clipnorm` of the optimizer). "
             f"Received: loss={float(np.asarray(loss))} for rows {', '.join(names)}"
         )
 

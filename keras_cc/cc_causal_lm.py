@@ -80,11 +80,11 @@ class CCCausalLM(PairedTrainer):
             raise ValueError(
                 "`causal_lm` is connected already. Received: a connected model with connection=None"
             )
-        self._layers_by_block = {}
+        # Untracked, as everything that belongs to the causal LM: it is tracked there.
+        self._layers_by_block = _Untracked({})
         if self.connection is not None:
-            self._layers_by_block = surgery.connect(causal_lm, self.connection)
+            self._layers_by_block.value = surgery.connect(causal_lm, self.connection)
         self.causal_lm = causal_lm
-        # Untracked: the head's layers are the causal LM's own, and are tracked there.
         self._head = _Untracked(surgery.language_model_head(causal_lm))
         self._generate_function = _Untracked(None)
         self._preprocessor = _Untracked(None)
@@ -171,7 +171,8 @@ class CCCausalLM(PairedTrainer):
         """Train LoRA on the backbone together with the connection.
 
         KerasHub's `enable_lora` freezes everything else, the connection too where it is
-        there already; this one leaves the connection trainable.
+        there already; this one leaves the connection trainable. A model that is compiled
+        gets a new optimizer of the same options, since what it trains is not the same.
 
         Args:
             rank: int, the rank of the LoRA matrices.
@@ -179,10 +180,8 @@ class CCCausalLM(PairedTrainer):
                 default, the attention's query and value.
         """
         self.causal_lm.backbone.enable_lora(rank, target_layer_names)
-        surgery.unfreeze(self._layers_by_block.values())
-        # What was compiled before knows nothing of the new weights.
-        self.train_function = self.test_function = self.predict_function = None
-        self.causal_lm.generate_function = None
+        surgery.unfreeze(self._layers_by_block.value.values())
+        self._compile_anew()
 
     # ---------------------------------------------------------------- inference
 
@@ -215,7 +214,8 @@ class CCCausalLM(PairedTrainer):
 
         Folded in float32 and rounded once. It is the model that was passed in, disconnected:
         no extra parameter, no extra time, nothing of keras_cc in it. This `CCCausalLM`
-        stays usable as a plain fine-tuner of it (`connection` is None from then on).
+        stays usable as a plain fine-tuner of it (`connection` is None from then on), with an
+        optimizer that starts anew.
 
         Returns:
             The KerasHub causal language model, of the class that was passed in.
@@ -234,10 +234,15 @@ class CCCausalLM(PairedTrainer):
         if self.connection is not None:
             surgery.disconnect(self.causal_lm, fold=fold)
             self.connection = None
-            self._layers_by_block = {}
-            self._generate_function.value = None
-            self.train_function = self.test_function = self.predict_function = None
+            self._layers_by_block.value = {}
+            self._compile_anew()
         return self.causal_lm
+
+    def _compile_anew(self):
+        # What was compiled, and the optimizer's state, are of other variables.
+        self._generate_function.value = self.causal_lm.generate_function = None
+        if self.compiled:
+            self.compile_from_config(self.get_compile_config())
 
     # ---------------------------------------------------------------- saving
 
@@ -248,7 +253,7 @@ class CCCausalLM(PairedTrainer):
             A dict from `"block_3/decision_gate"` to the layer.
         """
         found = {}
-        for number, layer in self._layers_by_block.items():
+        for number, layer in self._layers_by_block.value.items():
             for name in ("decision_gate", "transform_matrix"):
                 if getattr(layer, name) is not None:
                     found[f"block_{number}/{name}"] = getattr(layer, name)

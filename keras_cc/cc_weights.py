@@ -34,7 +34,9 @@ def load(model, path):
     read = _by_ending(path, {".safetensors": _read_safetensors, ".weights.h5": _read_h5})
     for needed in (path, _options_path(path)):
         if not os.path.exists(needed):
-            raise ValueError(f"`path` must be what `save_cc_weights` wrote. Received: no {needed!r}")
+            raise ValueError(
+                f"`path` must be what `save_cc_weights` wrote. Received: no {needed!r}"
+            )
     with open(_options_path(path), encoding="utf-8") as file:
         options = json.load(file)
     if options.get("format") != FORMAT:

@@ -85,9 +85,10 @@ def outputs(model, x):
     if BACKEND != "jax":
         found = model(x)
     else:
-        weights = [v.value for v in model.trainable_variables], [
-            v.value for v in model.non_trainable_variables
-        ]
+        weights = (
+            [v.value for v in model.trainable_variables],
+            [v.value for v in model.non_trainable_variables],
+        )
         found = jax.jit(lambda state, x: model.stateless_call(*state, x)[0])(weights, x)
     found = found if isinstance(found, dict) else {"logits": found}
     return {name: to_numpy(value) for name, value in found.items()}

@@ -33,7 +33,9 @@ def model():
 )
 def test_a_model_that_is_no_causal_lm(make):
     wrong = make()
-    with pytest.raises(TypeError, match=r"`causal_lm` must be a keras_hub.*Received: causal_lm=") as e:
+    with pytest.raises(
+        TypeError, match=r"`causal_lm` must be a keras_hub.*Received: causal_lm="
+    ) as e:
         keras_cc.CCCausalLM(wrong)
     assert str(e.value).endswith(f"of type {type(wrong).__name__}")
 
@@ -63,6 +65,7 @@ RIGHT = {
     "layers": ["all", [0], (1, 0), range(2), [-1], np.arange(2)],
     "alignment_loss_weight": [0, 0.5, 3],
     "dropout": [0, 0.9],
+    "sink_tokens": [0, 4],
     "initial_gate": [0.01, 0.99],
     "rank": [1, 64],
     "pivot_gradient": [True, False],
@@ -76,6 +79,7 @@ WRONG = {
     "layers": ["some", [], None, True, 1, [True], [0.5], ["0"]],
     "alignment_loss_weight": [-1, "1", None, True, float("nan"), float("inf")],
     "dropout": [-0.1, 1, 1.5, "half", None, True],
+    "sink_tokens": [-1, 0.5, None, True],
     "initial_gate": [0, 1, -1, "half", None, True],
     "rank": [0, -1, 1.5, "4", None, True],
     "pivot_gradient": [None, "yes", 2],
@@ -122,7 +126,9 @@ def test_an_unknown_option():
 def test_layers_that_the_model_does_not_have(layers):
     causal_lm = tiny.causal_lm()
     before = [v.path for v in causal_lm.weights]
-    with pytest.raises(ValueError, match=r"`layers` must hold block numbers from 0 to 1 .*Received: "):
+    with pytest.raises(
+        ValueError, match=r"`layers` must hold block numbers from 0 to 1 .*Received: "
+    ):
         keras_cc.CCCausalLM(causal_lm, FusedConnection(layers=layers))
     assert [v.path for v in causal_lm.weights] == before
     keras_cc.CCCausalLM(causal_lm, FusedConnection(layers=[-1]))  # it is as it was
@@ -130,7 +136,9 @@ def test_layers_that_the_model_does_not_have(layers):
 
 @pytest.mark.parametrize("connection", ["fuse", 1, FusedConnection, ["fused"], True])
 def test_a_connection_of_no_kind(connection):
-    with pytest.raises(ValueError, match=r"`connection` must be one of \['fused'\].*Received: conn"):
+    with pytest.raises(
+        ValueError, match=r"`connection` must be one of \['fused'\].*Received: conn"
+    ):
         keras_cc.CCCausalLM(tiny.causal_lm(), connection)
 
 
@@ -142,7 +150,9 @@ def test_objectives(objectives):
 
 @pytest.mark.parametrize("preprocessor", [1, "template", lambda rows: rows])
 def test_a_preprocessor_of_another_kind(preprocessor):
-    with pytest.raises(TypeError, match=r"`preprocessor` must be a keras_cc.CCPreprocessor.*Received"):
+    with pytest.raises(
+        TypeError, match=r"`preprocessor` must be a keras_cc.CCPreprocessor.*Received"
+    ):
         keras_cc.CCCausalLM(tiny.causal_lm(), preprocessor=preprocessor)
 
 
@@ -190,7 +200,9 @@ def test_raw_rows_without_a_preprocessor(model):
 
 def test_a_loss_where_there_is_no_answer_mask(model):
     x, y, weights = tiny.batch()
-    with pytest.raises(ValueError, match=r"sample_weight must be 0 wherever answer_mask is 0.*Received"):
+    with pytest.raises(
+        ValueError, match=r"sample_weight must be 0 wherever answer_mask is 0.*Received"
+    ):
         model.fit(x, y, sample_weight=np.ones_like(weights), verbose=0)
     del x["answer_mask"]
     with pytest.raises(ValueError, match=r"missing \['answer_mask'\].*Received: keys"):

@@ -51,9 +51,9 @@ def greedy_by_hand(model, prompts, pivots=None, length=LENGTH):
         end = np.maximum(t, lengths)[:, None]
         x = {"token_ids": ids, "padding_mask": (position < end).astype("int32"), **pivot}
         if pivots is not None:
-            x["answer_mask"] = (
-                (position >= lengths[:, None] - 1) & (position < end)
-            ).astype("int32")
+            x["answer_mask"] = ((position >= lengths[:, None] - 1) & (position < end)).astype(
+                "int32"
+            )
         following = forward(x)[:, t - 1].argmax(axis=-1)
         ids[:, t] = np.where(lengths > t, ids[:, t], following)
     return ids
@@ -218,14 +218,18 @@ def test_as_many_pivot_prompts_as_prompts(shared):
 
 def test_pivot_prompts_need_a_connection():
     model = connected.text_model("llama3", connection=None)
-    with pytest.raises(ValueError, match=r"`pivot_prompts` need a connection.*Received: connection=None"):
+    with pytest.raises(
+        ValueError, match=r"`pivot_prompts` need a connection.*Received: connection=None"
+    ):
         model.generate(PROMPTS[0], LENGTH, pivot_prompts=PIVOTS[0])
 
 
 def test_a_preprocessor_is_needed():
     tokenizer = connected.tokenizer_of("llama3")
     model = keras_cc.CCCausalLM(connected.causal_lm("llama3", tokenizer))
-    with pytest.raises(ValueError, match=r"needs a preprocessor.*Received: model.preprocessor=None"):
+    with pytest.raises(
+        ValueError, match=r"needs a preprocessor.*Received: model.preprocessor=None"
+    ):
         model.generate(PROMPTS[0], LENGTH)
 
 

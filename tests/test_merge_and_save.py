@@ -15,8 +15,15 @@ import safetensors.numpy
 import tiny
 from connected import QUICK, ROWS, logits, monolingual
 
-import keras_cc
+import keras_cc.demo
 from keras_cc import CCCausalLM, FusedConnection
+
+pytestmark = [
+    # KerasHub leaves the vocabulary's file open, and Keras quantises what it can.
+    pytest.mark.filterwarnings("ignore:unclosed file.*vocabulary.spm:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*The use of `x.T` on tensors of dim:UserWarning"),
+]
 
 
 def make(family="llama3", trained=True, dtype=None, **options):
@@ -222,7 +229,7 @@ for name in sys.argv[2:]:
         result[f"{name}/{path}"] = keras.ops.convert_to_numpy(model(inputs)["logits"])
     result[f"{name}/steps"] = int(model.optimizer.iterations)
     result[f"{name}/ids"] = x["token_ids"]
-    result[f"{name}/text"] = model.generate(rows[0]["instruction"], 24)
+    result[f"{name}/text"] = model.generate(rows[0]["instruction"], 40)
     result[f"{name}/loss"] = model.fit(rows, batch_size=3, shuffle=False, verbose=0).history["loss"]
     for number, weight in enumerate(model.trainable_weights):
         result[f"{name}/weights/{number}"] = keras.ops.convert_to_numpy(weight)
@@ -247,7 +254,7 @@ def saved(tmp_path_factory):
         x = model.preprocessor(ROWS)[0]
         found = {"alone": logits(model, monolingual(x)), "paired": logits(model, x)}
         found["ids"], found["steps"] = x["token_ids"], int(model.optimizer.iterations)
-        found["text"] = model.generate(ROWS[0]["instruction"], 24)
+        found["text"] = model.generate(ROWS[0]["instruction"], 40)
         history = model.fit(ROWS, batch_size=3, shuffle=False, verbose=0).history
         found["loss"] = history["loss"]
         for number, weight in enumerate(model.trainable_weights):
@@ -348,7 +355,9 @@ def test_the_connections_weights_by_layer_path(ending, tmp_path):
     path = str(tmp_path / f"connection{ending}")
     model = make(layers=[-1])
     model.save_cc_weights(path)
-    assert sorted(os.listdir(tmp_path)) == sorted([f"connection{ending}", f"connection{ending}.json"])
+    assert sorted(os.listdir(tmp_path)) == sorted(
+        [f"connection{ending}", f"connection{ending}.json"]
+    )
     stored = read(path)
     assert {name: value.shape for name, value in stored.items()} == {
         "block_1/decision_gate/kernel": (16, 16),
@@ -389,7 +398,9 @@ def test_saving_never_leaves_half_a_file(ending, tmp_path, monkeypatch):
     connected.train_connection(model, seed=9)
     with pytest.raises(OSError, match="disk full"):
         model.save_cc_weights(path)
-    assert sorted(os.listdir(tmp_path)) == sorted([f"connection{ending}", f"connection{ending}.json"])
+    assert sorted(os.listdir(tmp_path)) == sorted(
+        [f"connection{ending}", f"connection{ending}.json"]
+    )
     np.testing.assert_equal(read(path), before)
 
 

@@ -1,0 +1,281 @@
+"""LoRA, gradient accumulation, number types, XLA, callbacks, and losses that are not finite."""
+
+import warnings
+
+import connected
+import keras
+import numpy as np
+import pytest
+import tiny
+from connected import BACKEND, QUICK, logits, monolingual
+
+from keras_cc import CCCausalLM, FusedConnection
+
+X, Y, WEIGHTS = tiny.batch()
+
+
+def make(family="llama3", dtype=None, trained=True, **options):
+    connection = FusedConnection(**{"dropout": 0.0, **options})
+    model = CCCausalLM(tiny.causal_lm(family, dtype=dtype), connection)
+    if trained:
+        connected.train_connection(model)
+    return model
+
+
+def fit(model, **kwargs):
+    options = {"batch_size": 3, "verbose": 0, "shuffle": False, **kwargs}
+    return model.fit(X, Y, sample_weight=WEIGHTS, **options).history
+
+
+def is_connection(path):
+    return "decision_gate" in path or "transform_matrix" in path
+
+
+# ---------------------------------------------------------------- LoRA
+
+
+@pytest.mark.parametrize("family", ["llama3", "gemma3"])
+@pytest.mark.parametrize("when", ["before", "after", "compiled"])
+def test_lora_trains_together_with_the_connection_and_nothing_else(family, when):
+    causal_lm = tiny.causal_lm(family)
+    if when == "before":
+        causal_lm.backbone.enable_lora(2)
+    model = CCCausalLM(causal_lm, FusedConnection(dropout=0.0))
+    optimizer = keras.optimizers.SGD(0.02)
+    if when == "compiled":
+        model.compile(optimizer, **QUICK)
+        fit(model)
+    if when != "before":
+        model.enable_lora(2)
+    if when != "compiled":
+        model.compile(optimizer, **QUICK)
+
+    trainable = {v.path for v in model.trainable_variables}
+    lora = {path for path in trainable if "lora" in path}
+    connection = {path for path in trainable if is_connection(path)}
+    # Query and value, two blocks, two matrices each; G, b and D in two blocks.
+    assert (len(lora), len(connection)) == (8, 6)
+    assert trainable == lora | connection
+
+    before = connected.weights(model)
+    losses = fit(model, epochs=2)["loss"]
+    assert connected.moved(before, connected.weights(model)) == trainable
+    assert losses[1] < losses[0]
+
+    alone = logits(model, monolingual(X))
+    merged = model.merge()
+    np.testing.assert_allclose(logits(merged, monolingual(X)), alone, atol=1e-4)
+
+
+# ---------------------------------------------------------------- gradient accumulation
+
+
+@pytest.mark.parametrize("family", ["llama3", "gemma3"])
+def test_micro_batches_with_uneven_answers_are_one_batch(family):
+    """Answers of 2, 5 and 4 tokens; the last row has no pivot."""
+    weights = WEIGHTS.copy()
+    weights[0, :5] = 0
+    assert weights.sum(axis=1).tolist() == [2, 5, 4]
+    after = []
+    for micro_batches in (1, 3):
+        model = make(family, alignment_gradient="full", alignment_loss_weight=2.0)
+        steps = micro_batches if micro_batches > 1 else None
+        model.compile(keras.optimizers.SGD(0.05, gradient_accumulation_steps=steps), **QUICK)
+        before = connected.weights(model)
+        batch_size = 3 // micro_batches
+        model.fit(X, Y, sample_weight=weights, batch_size=batch_size, shuffle=False, verbose=0)
+        after.append(connected.weights(model))
+        assert len(connected.moved(before, after[-1])) > 15
+    connected.assert_weights_equal(*after, atol=1e-6)
+
+
+# ---------------------------------------------------------------- number types
+
+
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "bfloat16"])
+@pytest.mark.parametrize("family", ["llama3", "gemma3"])
+def test_bfloat16(family, dtype):
+    expected = fit(compiled(make(family)))
+    model = make(family, dtype)
+    frozen = dtype == "bfloat16"
+    if frozen:
+        causal_lm = tiny.causal_lm(family, dtype=dtype)
+        causal_lm.backbone.trainable = False
+        model = CCCausalLM(causal_lm, FusedConnection(dropout=0.0))
+        connected.train_connection(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing that would not train
+        compiled(model, keras.optimizers.Adam(0.01))
+    assert {v.dtype for v in model.trainable_variables} == {"float32"}
+    before = connected.weights(model)
+    found = fit(model)
+    for name in ("sft_loss", "alignment_loss", "mean_gate"):
+        np.testing.assert_allclose(found[name], expected[name], rtol=0.05)
+    moved = connected.moved(before, connected.weights(model))
+    assert moved == {v.path for v in model.trainable_variables}
+    if frozen:
+        assert len(moved) == 6 and all(is_connection(path) for path in moved)
+
+
+def compiled(model, optimizer=None, **kwargs):
+    model.compile(optimizer or keras.optimizers.SGD(0.1), **{**QUICK, **kwargs})
+    return model
+
+
+def test_a_pure_bfloat16_backbone_that_is_trained_warns():
+    model = make(dtype="bfloat16")
+    with pytest.warns(UserWarning, match=r"trainable variables .* are bfloat16, which Adam"):
+        compiled(model, "adamw")
+    for layer in model.connection_layers().values():
+        assert {v.dtype for v in layer.weights} == {"float32"}
+
+
+@pytest.mark.parametrize("dtype", ["mixed_float16", "float16"])
+def test_float16_scales_the_loss(dtype):
+    # Gemma: Llama's float16 fails on JAX and CPUs, in stock Keras too.
+    expected = fit(compiled(make("gemma")))
+    model = compiled(make("gemma", dtype), keras.optimizers.SGD(0.01))
+    assert model.optimizer.initial_scale == 2**15
+    before = connected.weights(model)
+    found = fit(model, epochs=3)
+    np.testing.assert_allclose(found["sft_loss"][0], expected["sft_loss"][0], rtol=0.02)
+    assert found["loss"][2] < found["loss"][0]
+    moved = connected.moved(before, connected.weights(model))
+    assert any("delta" in path for path in moved)
+    assert {layer.compute_dtype for layer in model.connection_layers().values()} == {"float16"}
+
+
+# ---------------------------------------------------------------- XLA on and off
+
+
+def test_compiled_and_eager_steps_agree():
+    ways = {"eager": {"run_eagerly": True}, "plain": {"jit_compile": False}}
+    if BACKEND != "torch":  # there it takes minutes, for a stock model as well
+        ways["xla"] = {"jit_compile": True}
+    found = {}
+    for way, options in ways.items():
+        model = make()
+        model.compile(keras.optimizers.SGD(0.05), **options)
+        found[way] = fit(model, epochs=2)["loss"]
+    for way in ways:
+        np.testing.assert_allclose(found[way], found["eager"], rtol=1e-5)
+
+
+# ---------------------------------------------------------------- losses that are not finite
+
+TEXTS = [
+    {"id": "one", "instruction": "the fox", "output": "yes", "instruction_en": "a fox"},
+    {"id": "two", "instruction": "the dog", "output": "no", "instruction_en": "a dog"},
+    {"id": "bad", "instruction": "the Z", "output": "yes", "instruction_en": "a Q"},
+    {"id": "four", "instruction": "the fox", "output": "no", "instruction_en": "a fox"},
+]
+
+
+def text_model():
+    # Not tied: a broken embedding row reaches the rows with that token alone.
+    model = connected.text_model("llama", FusedConnection(dropout=0.0))
+    connected.train_connection(model)
+    return model
+
+
+def poison(model, stream, value):
+    """Break the embedding of a token that occurs in the row "bad" alone."""
+    x = model.preprocessor(TEXTS)[0]
+    ids, mask = x[stream + "token_ids"], x[stream + "padding_mask"].astype(bool)
+    others = np.concatenate([
+        x[name][[0, 1, 3]].ravel() for name in ("token_ids", "pivot_token_ids")
+    ])  # fmt: skip
+    token = next(t for t in ids[2][mask[2]] if t not in others)
+    embeddings = model.causal_lm.backbone.token_embedding.embeddings
+    table = connected.to_numpy(embeddings).copy()
+    table[token] = value
+    embeddings.assign(table)
+
+
+@pytest.mark.parametrize(
+    "stream, value, steps", [("", np.nan, None), ("pivot_", np.inf, None), ("", np.nan, 2)]
+)
+def test_a_loss_that_is_not_finite_stops_with_the_step_and_its_rows(stream, value, steps):
+    def trained(rows):
+        model = text_model()
+        poison(model, stream, value)
+        compiled(model, keras.optimizers.Adam(0.01, gradient_accumulation_steps=steps))
+        if rows is TEXTS:
+            message = r"The loss of step 2 \(from 0\) of epoch 1 is not finite\..*"
+            message += r"Received: loss=nan for rows bad$"
+            with pytest.raises(FloatingPointError, match=message):
+                model.fit(rows, batch_size=1, shuffle=False, verbose=0)
+        else:
+            model.fit(rows, batch_size=1, shuffle=False, verbose=0)
+        return model
+
+    broken, good = trained(TEXTS), trained(TEXTS[:2])
+    # The weights are those after the two good rows: nothing of the third reached them.
+    connected.assert_weights_equal(connected.weights(broken), connected.weights(good), atol=1e-6)
+    assert int(broken.optimizer.iterations) == int(good.optimizer.iterations)
+    # The model goes on.
+    history = broken.fit(TEXTS[:2], batch_size=1, shuffle=False, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+
+
+def test_every_row_of_the_batch_is_named_in_a_later_epoch():
+    model = text_model()
+    compiled(model)
+    breaks = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: poison(model, "", np.nan) if epoch == 1 else None
+    )
+    message = r"step 1 \(from 0\) of epoch 2 .*Received: loss=nan for rows bad, four$"
+    with pytest.raises(FloatingPointError, match=message):
+        model.fit(TEXTS, batch_size=2, epochs=3, shuffle=False, verbose=0, callbacks=[breaks])
+
+
+# ---------------------------------------------------------------- callbacks
+
+
+def test_schedules_early_stopping_and_checkpoints(tmp_path):
+    model = compiled(make(trained=False))
+    weights = []
+    path = tmp_path / "best.weights.h5"
+    callbacks = [
+        keras.callbacks.LearningRateScheduler(lambda epoch: [0.1, 0.05, 0.0][min(epoch, 2)]),
+        keras.callbacks.EarlyStopping(
+            "val_sft_loss", patience=1, mode="min", restore_best_weights=True
+        ),
+        keras.callbacks.ModelCheckpoint(
+            path, "val_sft_loss", save_best_only=True, save_weights_only=True, mode="min"
+        ),
+        keras.callbacks.LambdaCallback(
+            on_epoch_end=lambda epoch, logs: weights.append(connected.weights(model))
+        ),
+    ]
+    history = fit(model, epochs=9, validation_data=(X, Y, WEIGHTS), callbacks=callbacks)
+    np.testing.assert_allclose(history["learning_rate"], [0.1, 0.05, 0.0])
+    assert connected.moved(weights[0], weights[1]) and not connected.moved(weights[1], weights[2])
+    assert history["val_sft_loss"][1] == history["val_sft_loss"][2] < history["val_sft_loss"][0]
+    loaded = make(trained=False)
+    loaded.load_weights(path)
+    np.testing.assert_allclose(logits(loaded, X), logits(model, X), atol=1e-6)
+
+
+def test_an_interrupted_fit_is_taken_up_again(tmp_path):
+    def run(callbacks):
+        model = compiled(make(trained=False), keras.optimizers.Adam(0.01))
+        backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
+        return model, lambda: fit(model, epochs=3, callbacks=[*callbacks, backup])
+
+    def stop(epoch, logs):
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+    whole = compiled(make(trained=False), keras.optimizers.Adam(0.01))
+    expected = fit(whole, epochs=3)["loss"]
+    _, fit_interrupted = run([keras.callbacks.LambdaCallback(on_epoch_begin=stop)])
+    with pytest.raises(KeyboardInterrupt):
+        fit_interrupted()
+    model, fit_again = run([])
+    np.testing.assert_allclose(fit_again()["loss"], expected[1:], rtol=1e-5)
+    connected.assert_weights_equal(
+        dict(enumerate(connected.weights(model).values())),
+        dict(enumerate(connected.weights(whole).values())),
+        atol=1e-5,
+    )
