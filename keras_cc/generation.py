@@ -53,7 +53,8 @@ def generate(
 def _pivots(model, pivot_prompts, count):
     if model.connection is None:
         raise ValueError(
-            "`pivot_prompts` need a connection, and this model has none (plain fine-tuning, or merged). "
+            "`pivot_prompts` need a connection, and this model has none (plain fine-tuning, or "
+            "merged). "
             f"Received: connection=None, pivot_prompts={pivot_prompts!r}"
         )
     texts = [pivot_prompts] if isinstance(pivot_prompts, str) else list(pivot_prompts)

@@ -37,7 +37,8 @@ def masked_mean(values, weights):
     Example:
 
     ```python
-    keras_cc.losses.masked_mean(keras.ops.array([1.0, 5.0]), keras.ops.array([1.0, 0.0]))  # 1.0, 1.0
+    values, weights = keras.ops.array([1.0, 5.0]), keras.ops.array([1.0, 0.0])
+    keras_cc.losses.masked_mean(values, weights)  # 1.0, 1.0
     ```
     """
     total = ops.sum(weights)

@@ -210,8 +210,8 @@ def _folded(layer):
         )
     if getattr(inner, "lora_enabled", False):
         raise ValueError(
-            "`merge()` cannot fold into a projection that carries LoRA weights: train LoRA on other "
-            "layers (KerasHub's default is the attention's query and value). "
+            "`merge()` cannot fold into a projection that carries LoRA weights: train LoRA on "
+            "other layers (KerasHub's default is the attention's query and value). "
             f"Received: LoRA on {inner.name}"
         )
     weights = {"kernel": inner.kernel}

@@ -90,7 +90,8 @@ class FusedConnection:
             )
         if isinstance(layers, str) and layers != "all":
             raise ValueError(
-                f'`layers` must be "all" or a sequence of block numbers. Received: layers={layers!r}'
+                '`layers` must be "all" or a sequence of block numbers. '
+                f"Received: layers={layers!r}"
             )
         # The layer knows what its options take: build one now, so that a wrong value is
         # refused here and not when a model is connected.
@@ -117,8 +118,8 @@ class FusedConnection:
             return list(range(num_blocks))
         if any(not -num_blocks <= number < num_blocks for number in self.layers):
             raise ValueError(
-                f"`layers` must hold block numbers from 0 to {num_blocks - 1} (or negative ones from "
-                f"the end) for this model of {num_blocks} blocks. Received: layers={self.layers}"
+                f"`layers` must hold block numbers from 0 to {num_blocks - 1} (or negative ones "
+                f"from the end) for this model of {num_blocks} blocks. Received: layers={self.layers}"
             )
         return sorted({number % num_blocks for number in self.layers})
 

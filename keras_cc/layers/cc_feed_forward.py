@@ -39,8 +39,8 @@ class CCFeedForward(keras.layers.Layer):
         rank: int, inner width of `"low_rank"` and `"mlp"`.
         pivot_gradient: bool, whether gradients flow into the pivot's pass.
         alignment_gradient: what the alignment error trains. `"transform"`: the
-            transform alone. `"stream"`: the target stream `F(x)` too, towards a fixed
-            `Ff`. `"full"`: everything that `T` and `Ff` depend on, as the formula has it.
+            transform alone. `"stream"`: the target stream `F(x)` too (and through it the
+            layers before), towards a fixed `Ff`. `"full"`: everything that `T` and `Ff` depend on, as the formula has it.
         alignment_error: `"relative"` or `"plain"`, see `keras_cc.losses.squared_error`.
 
     Input shape:
