@@ -1,5 +1,6 @@
 import contextlib
 import warnings
+from typing import Any
 
 import keras
 from keras import ops
@@ -35,7 +36,9 @@ class PairedTrainer(keras.Model):
 
     # ---------------------------------------------------------------- loss and metrics
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+    def compute_loss(
+        self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None, training: bool = True
+    ):
         """The loss of a batch, and its parts into the metrics.
 
         Args:
@@ -195,7 +198,8 @@ class PairedTrainer(keras.Model):
             validation_data: like `x`, or a tuple `(x, y, sample_weight)`. It is scored on
                 the *monolingual* path; `val_connected_sft_loss` stands beside.
             shuffle: bool, whether lists and arrays are shuffled every epoch.
-            seed: int, for the shuffling; None draws one.
+            seed: int, for the shuffling; None draws one (`keras.utils.set_random_seed` decides
+                which).
             steps_per_epoch: int, where the source never ends.
             callbacks: Keras callbacks.
             **kwargs: `verbose`, `validation_steps` and the rest of `keras.Model.fit`.

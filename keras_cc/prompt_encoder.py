@@ -66,7 +66,7 @@ class PromptEncoder:
         ids = {token_id(tokenizer, t): t for t in known}
         return {index: token for index, token in ids.items() if index is not None}
 
-    def _split(self, text: str) -> list[str | int]:
+    def _split(self, text: str) -> list[Any]:
         """Text, id, text, ..., text: ids stand for special tokens; a text may be empty."""
         by_token = {token: index for index, token in self.special_ids.items()}
         pattern = "|".join(re.escape(t) for t in sorted(by_token, key=len, reverse=True))

@@ -119,7 +119,8 @@ class FusedConnection:
         if any(not -num_blocks <= number < num_blocks for number in self.layers):
             raise ValueError(
                 f"`layers` must hold block numbers from 0 to {num_blocks - 1} (or negative ones "
-                f"from the end) for this model of {num_blocks} blocks. Received: layers={self.layers}"
+                f"from the end) for this model of {num_blocks} blocks. "
+                f"Received: layers={self.layers}"
             )
         return sorted({number % num_blocks for number in self.layers})
 

@@ -44,7 +44,8 @@ class PreparedBatches:
             it gives batches, those pass as they are.
         shuffle: bool. Draws a new order of rows for every pass. Only for lists, columns and
             arrays; the order of another source is its own.
-        seed: int. Seed of the orders. `None` draws one.
+        seed: int. Seed of the orders. `None` draws one from NumPy's generator, which
+            `keras.utils.set_random_seed` seeds.
         accumulate: int. The optimizer's `gradient_accumulation_steps`.
         step: int. Number of micro-batches that the optimizer has seen, where it is not new.
 
@@ -98,7 +99,8 @@ class PreparedBatches:
         self._source = sources.make_source(source, batch_size)
         self._seed = None
         if shuffle and self._source.shuffles:
-            self._seed = int(np.random.SeedSequence().entropy % 2**32) if seed is None else seed
+            # NumPy's global generator, which `keras.utils.set_random_seed` seeds.
+            self._seed = int(np.random.randint(2**31)) if seed is None else seed
         self._id_column = getattr(prepare, "id_column", "id")
         self._ids: dict[int, str] = {}  # of streamed rows, by number
         self._count: int | float | None = None
@@ -213,7 +215,7 @@ class PreparedBatches:
         counts = np.array([_token_counts(batch) for batch in group]).reshape(-1, 2)
         # Without the total of a whole group, its part here counts as one.
         size = len(group) if total is None else self.accumulate
-        total = counts.sum(axis=0) if total is None else total
+        total = np.asarray(counts.sum(axis=0) if total is None else total)
         # No token in the whole group: the loss is 0, any factor does.
         scales = np.where(total > 0, counts * size / np.where(total > 0, total, 1), 1)
         for (x, y, sample_weight), scale in zip(group, scales, strict=True):

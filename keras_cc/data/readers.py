@@ -97,7 +97,7 @@ def _expand(path: Any) -> list[Path]:
     return [file for part in path for file in _expand(part)]
 
 
-def _read(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _read(file: Path) -> Iterator[tuple[str, Any]]:
     """Yields ("file:line", object). Bytes are split at "\\n" alone: U+2028 may stand in a text."""
     with open(file, "rb") as lines:
         for number, line in enumerate(lines, 1):

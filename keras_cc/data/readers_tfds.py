@@ -94,7 +94,7 @@ def _check_columns(name: str, columns: tuple[str, ...], texts: list[str], featur
         )
 
 
-def _as_str(value: Any) -> str | list[str]:
+def _as_str(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.decode("utf-8")
     return value if isinstance(value, str) else [_as_str(item) for item in value]

@@ -1,3 +1,5 @@
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -40,7 +42,8 @@ class CCFeedForward(keras.layers.Layer):
         pivot_gradient: bool, whether gradients flow into the pivot's pass.
         alignment_gradient: what the alignment error trains. `"transform"`: the
             transform alone. `"stream"`: the target stream `F(x)` too (and through it the
-            layers before), towards a fixed `Ff`. `"full"`: everything that `T` and `Ff` depend on, as the formula has it.
+            layers before), towards a fixed `Ff`. `"full"`: everything that `T` and `Ff`
+            depend on, as the formula has it.
         alignment_error: `"relative"` or `"plain"`, see `keras_cc.losses.squared_error`.
 
     Input shape:
@@ -101,7 +104,7 @@ class CCFeedForward(keras.layers.Layer):
             self.decision_gate = DecisionGate(
                 gate, initial_gate, dtype=self.dtype_policy, name="decision_gate"
             )
-        self.transform_matrix = None
+        self.transform_matrix: Any = None
         if transform is not None:
             self.transform_matrix = TransformMatrix(
                 transform, rank, dtype=self.dtype_policy, name="transform_matrix"
