@@ -225,7 +225,8 @@ with open(f"{folder}/rows.json", encoding="utf-8") as file:
 for name in sys.argv[2:]:
     model = keras.models.load_model(f"{folder}/{name}.keras")
     x = model.preprocessor(rows)[0]
-    for path, inputs in (("alone", {k: x[k] for k in ("token_ids", "padding_mask")}), ("paired", x)):
+    alone = {k: x[k] for k in ("token_ids", "padding_mask")}
+    for path, inputs in (("alone", alone), ("paired", x)):
         result[f"{name}/{path}"] = keras.ops.convert_to_numpy(model(inputs)["logits"])
     result[f"{name}/steps"] = int(model.optimizer.iterations)
     result[f"{name}/ids"] = x["token_ids"]
