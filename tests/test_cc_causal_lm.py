@@ -194,7 +194,7 @@ def test_without_a_connection_a_step_is_the_stock_models(family):
     x, y, weights = tiny.batch()
     stock = tiny.causal_lm(family)
     stock.compile(
-        keras.optimizers.SGD(0.1),
+        keras.optimizers.SGD(0.02),
         loss=keras.losses.SparseCategoricalCrossentropy(
             from_logits=True, reduction="mean_with_sample_weight"
         ),
@@ -203,7 +203,7 @@ def test_without_a_connection_a_step_is_the_stock_models(family):
     inputs = {name: x[name] for name in stock.backbone.input}
     stock_logs = stock.train_on_batch(inputs, y, weights, return_dict=True)
 
-    model = compiled(keras_cc.CCCausalLM(tiny.causal_lm(family), connection=None))
+    model = compiled(keras_cc.CCCausalLM(tiny.causal_lm(family), connection=None), 0.02)
     before = logits(model.causal_lm, monolingual(x))
     logs = first_logs(model, x, y, weights)
 
@@ -221,8 +221,8 @@ def test_without_a_connection_a_step_is_the_stock_models(family):
 # ---------------------------------------------------------------- logits where answers are
 
 
-@pytest.mark.parametrize("family", ["llama3", "gemma2"])  # gemma2: soft caps in the head
-def test_logits_at_answer_positions_alone_give_the_same_step(family):
+def test_logits_at_answer_positions_alone_give_the_same_step():
+    family = "gemma2"  # with soft caps in the head
     x, y, weights = tiny.batch()
     positions = keras_cc.data.batches.answer_positions(x["answer_mask"])
     model = make(family)

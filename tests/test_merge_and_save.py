@@ -1,5 +1,6 @@
 """Merging, disconnecting and saving: what comes back is the stock model, or the same model."""
 
+import gc
 import json
 import os
 import subprocess
@@ -170,7 +171,8 @@ def test_lora_on_a_connected_projection():
     refused(model, r"cannot fold into a projection that carries LoRA.*Received: LoRA on ")
 
 
-def test_a_quantised_projection():
+def test_a_quantised_projection(monkeypatch):
+    monkeypatch.setattr(gc, "collect", lambda: 0)  # Keras calls it for every layer: seconds
     model = make()
     before = logits(model, monolingual(X))
     model.causal_lm.quantize("int8")
@@ -183,7 +185,8 @@ def test_a_quantised_projection():
 
 def test_a_quantised_model_can_be_connected_and_its_connection_stays_float32():
     causal_lm = tiny.causal_lm()
-    causal_lm.quantize("int8")
+    for block in range(2):
+        projection(causal_lm, block).quantize("int8")
     before = logits(causal_lm, monolingual(X))
     model = CCCausalLM(causal_lm)
     np.testing.assert_allclose(logits(model, monolingual(X)), before, atol=1e-5)
@@ -264,7 +267,7 @@ def saved(tmp_path_factory):
     subprocess.run(
         [sys.executable, "-c", IN_A_FRESH_PROCESS, str(folder), *expected],
         check=True,
-        env={**os.environ, "KERAS_BACKEND": connected.BACKEND},
+        env={**os.environ, **connected.environment()},
     )
     with np.load(folder / "result.npz") as file:
         loaded = {name: file[name] for name in file.files}
@@ -281,7 +284,7 @@ def test_a_keras_file_loads_in_a_fresh_process(saved, family, with_preprocessor)
     # The tokenizer, its vocabulary and the preprocessor's options.
     np.testing.assert_array_equal(loaded["ids"], expected["ids"])
     for path in ("alone", "paired"):
-        np.testing.assert_allclose(loaded[path], expected[path], atol=1e-5)
+        np.testing.assert_allclose(loaded[path], expected[path], atol=1e-4)
     assert np.abs(loaded["alone"] - loaded["paired"]).max() > 1e-3
     assert loaded["text"] == expected["text"]  # the greedy sampler
     # A second step of Adam: its moments were kept.

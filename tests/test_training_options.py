@@ -34,14 +34,17 @@ def is_connection(path):
 # ---------------------------------------------------------------- LoRA
 
 
-@pytest.mark.parametrize("family", ["llama3", "gemma3"])
-@pytest.mark.parametrize("when", ["before", "after", "compiled"])
+@pytest.mark.parametrize(
+    "family, when",
+    [("llama3", "before"), ("llama3", "after"), ("llama3", "compiled"), ("gemma3", "before")],
+)
 def test_lora_trains_together_with_the_connection_and_nothing_else(family, when):
+    keras.utils.set_random_seed(0)  # LoRA's own weights
     causal_lm = tiny.causal_lm(family)
     if when == "before":
         causal_lm.backbone.enable_lora(2)
     model = CCCausalLM(causal_lm, FusedConnection(dropout=0.0))
-    optimizer = keras.optimizers.SGD(0.02)
+    optimizer = keras.optimizers.SGD(0.002)
     if when == "compiled":
         model.compile(optimizer, **QUICK)
         fit(model)
@@ -80,7 +83,7 @@ def test_micro_batches_with_uneven_answers_are_one_batch(family):
     for micro_batches in (1, 3):
         model = make(family, alignment_gradient="full", alignment_loss_weight=2.0)
         steps = micro_batches if micro_batches > 1 else None
-        model.compile(keras.optimizers.SGD(0.05, gradient_accumulation_steps=steps), **QUICK)
+        model.compile(keras.optimizers.SGD(0.02, gradient_accumulation_steps=steps), **QUICK)
         before = connected.weights(model)
         batch_size = 3 // micro_batches
         model.fit(X, Y, sample_weight=weights, batch_size=batch_size, shuffle=False, verbose=0)
@@ -92,8 +95,7 @@ def test_micro_batches_with_uneven_answers_are_one_batch(family):
 # ---------------------------------------------------------------- number types
 
 
-@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "bfloat16"])
-@pytest.mark.parametrize("family", ["llama3", "gemma3"])
+@pytest.mark.parametrize("family, dtype", [("gemma3", "mixed_bfloat16"), ("llama3", "bfloat16")])
 def test_bfloat16(family, dtype):
     expected = fit(compiled(make(family)))
     model = make(family, dtype)
@@ -149,7 +151,9 @@ def test_float16_scales_the_loss(dtype):
 
 
 def test_compiled_and_eager_steps_agree():
-    ways = {"eager": {"run_eagerly": True}, "plain": {"jit_compile": False}}
+    ways = {"eager": {"run_eagerly": True}}
+    if BACKEND == "tensorflow":
+        ways["graph"] = {"jit_compile": False}
     if BACKEND != "torch":  # there it takes minutes, for a stock model as well
         ways["xla"] = {"jit_compile": True}
     found = {}
