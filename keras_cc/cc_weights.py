@@ -52,7 +52,7 @@ def load(model, path):
         )
     saved = options["connection"]["config"]
     mine = {} if model.connection is None else model.connection.get_config()
-    for name in ("gate", "transform", "rank", "layers"):
+    for name in ("gate", "transform", "rank", "layers", "alignment", "sink_tokens"):
         if _jsonable(mine.get(name)) != saved.get(name):
             raise ValueError(
                 f"`path` was saved from a connection with {name}={saved.get(name)!r}, this one has "
