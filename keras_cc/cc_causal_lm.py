@@ -227,7 +227,12 @@ class CCCausalLM(PairedTrainer):
         return self._disconnect(fold=True)
 
     def disconnect(self):
-        """Take the connection out without folding, and give the stock model back."""
+        """Take the connection out without folding, and give the stock model back.
+
+        Returns:
+            The KerasHub causal language model that was passed in, as it was trained. As
+            after `merge()`, a compiled model's optimizer starts anew.
+        """
         return self._disconnect(fold=False)
 
     def _disconnect(self, fold):

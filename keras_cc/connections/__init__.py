@@ -1,5 +1,7 @@
 """Connections: what training changes in the forward pass."""
 
+import keras
+
 from keras_cc.connections.fused import FusedConnection as FusedConnection
 
 CONNECTIONS = {"fused": FusedConnection}
@@ -24,8 +26,6 @@ def get(identifier):
     keras_cc.connections.get("fused").gate  # "dimension"
     ```
     """
-    import keras
-
     if isinstance(identifier, dict):
         identifier = keras.saving.deserialize_keras_object(identifier)
     if identifier is None or isinstance(identifier, tuple(CONNECTIONS.values())):
