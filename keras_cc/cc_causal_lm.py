@@ -1,7 +1,17 @@
 import keras
 from keras import ops
 
-from keras_cc import cc_weights, connections, generation, pairing, surgery
+from keras_cc import (
+    cc_weights,
+    connections,
+    generation,
+    interventions,
+    pairing,
+    passes,
+    surgery,
+    taps,
+)
+from keras_cc.layers import CCFeedForward
 from keras_cc.paired_trainer import PairedTrainer, gather
 from keras_cc.preprocessing import CCPreprocessor
 
@@ -15,7 +25,7 @@ class CCCausalLM(PairedTrainer):
     the target's pass; a transform learns to stand in for them, so that inference needs
     the target language alone and `merge()` gives the stock model back:
 
-        loss = SFT(answer tokens, connected pass) + lambda * alignment error
+        loss = SFT(answer tokens, connected pass) + lambda * alignment error + objectives
 
     The model that is passed in is connected in place and stays usable (its own
     `generate` and call are the monolingual path).
@@ -23,9 +33,14 @@ class CCCausalLM(PairedTrainer):
     Args:
         causal_lm: a `keras_hub.models.CausalLM` with a backbone from
             `keras_cc.supported_backbones()`.
-        connection: `"fused"`, a `keras_cc.FusedConnection`, or None: plain supervised
-            fine-tuning on the target rows.
-        objectives: extra losses on the pair; this version has none, so an empty sequence.
+        connection: what training changes in the forward pass: `"fused"`, `"selected"`, an
+            object such as `keras_cc.FusedConnection()`, or None: plain supervised fine-tuning
+            on the target rows.
+        objectives: extra losses on the pair, beside a connection or alone: names or objects of
+            `keras_cc.objectives`, such as `"dft"` or `keras_cc.Contrastive(layer=16)`.
+        intervention: a transform at inference, on a tuned or an untuned model: a
+            `keras_cc.XTransplant` or `keras_cc.Incline`, or None. It can be set later,
+            `model.intervention = ...`.
         preprocessor: a `keras_cc.CCPreprocessor`, or `"auto"`: one with default options
             around `causal_lm.preprocessor`, if that is there. None: only preprocessed
             batches are taken. It can be replaced later, `model.preprocessor = ...`.
@@ -38,9 +53,10 @@ class CCCausalLM(PairedTrainer):
             logits at those positions only.
 
     Returns:
-        A dict: `logits` `(B, T, vocabulary)`, or `(B, K, vocabulary)`. A connected pass
+        A dict: `logits` `(B, T, vocabulary)`, or `(B, K, vocabulary)`. A fused connection
         adds `alignment_error` and `gate` (sums over a row's tokens) with the token
-        counts `alignment_tokens` and `gate_tokens`, each `(B,)` float32.
+        counts `alignment_tokens` and `gate_tokens`, each `(B,)` float32; a selected one
+        `selection` `(B, L)`, one-hot; an objective its `<name>_loss` and `<name>_count`, `(B,)`.
 
     Raises:
         TypeError: if `causal_lm` is no KerasHub causal language model.
@@ -65,105 +81,127 @@ class CCCausalLM(PairedTrainer):
     """
 
     def __init__(
-        self, causal_lm, connection="fused", objectives=(), *, preprocessor="auto", **kwargs
+        self,
+        causal_lm,
+        connection="fused",
+        objectives=(),
+        *,
+        intervention=None,
+        preprocessor="auto",
+        **kwargs,
     ):
-        super().__init__(**kwargs)
+        super().__init__(objectives=objectives, **kwargs)
         _check_causal_lm(causal_lm)
-        if not isinstance(objectives, (list, tuple)) or objectives:
-            raise ValueError(
-                "`objectives` must be empty: this version of keras_cc has no extra objectives. "
-                f"Received: objectives={objectives!r}"
-            )
         self.connection = connections.get(connection)
-        self.objectives = ()
         if self.connection is None and surgery.is_connected(causal_lm):
             raise ValueError(
                 "`causal_lm` is connected already. Received: a connected model with connection=None"
             )
+        self.num_blocks = len(causal_lm.backbone.transformer_layers)
+        passes.objective_sites(self.objectives, self.num_blocks)  # layers outside the model
         # Untracked, as everything that belongs to the causal LM: it is tracked there.
-        self._layers_by_block = _Untracked({})
+        self._connection_layers = _Untracked({})
         if self.connection is not None:
-            self._layers_by_block.value = surgery.connect(causal_lm, self.connection)
+            self._connection_layers.value = surgery.connect(causal_lm, self.connection)
         self.causal_lm = causal_lm
         self._head = _Untracked(surgery.language_model_head(causal_lm))
+        self._lens = _Untracked(None)
         self._generate_function = _Untracked(None)
+        self._intervention = _Untracked(None)
+        self.intervention = intervention
         self._preprocessor = _Untracked(None)
         if preprocessor == "auto":
             inner = causal_lm.preprocessor
             preprocessor = None if inner is None else CCPreprocessor(inner)
         self.preprocessor = preprocessor
         self.seed_generator = keras.random.SeedGenerator()
+        if self.objectives or (self.connection is not None and self.connection.needs_taps):
+            taps.tap(causal_lm)
         # Nothing is left to build, and Keras asks (backups, weights, stateless calls).
         self.built = True
 
-    # ---------------------------------------------------------------- the two passes
+    # ---------------------------------------------------------------- the passes
 
     def call(self, inputs, training=False):
-        if self.connection is None or "pivot_token_ids" not in inputs:
-            return {"logits": self._logits(self._hidden(inputs, training), inputs)}
-        if not pairing.is_scoring():
-            return self._connected(inputs, training)
-        # Scored is what a user gets, the monolingual path; the connected one stands beside.
+        has_pivot = "pivot_token_ids" in inputs
+        if has_pivot:
+            _check_batch(inputs["token_ids"], inputs["pivot_token_ids"])
+        scoring = pairing.is_scoring()
+        has_objectives = bool(self.objectives) and (training or scoring)
+        if not has_pivot or (self.connection is None and not has_objectives):
+            return {"logits": self._user_logits(inputs, training)}
         outputs = self._connected(inputs, training)
-        outputs["connected_logits"] = outputs["logits"]
-        outputs["logits"] = self._logits(self._hidden(inputs, training), inputs)
+        if scoring and not (self.connection is None and self.intervention is None):
+            # Scored is what a user gets; the pass that was trained stands beside.
+            outputs["connected_logits"] = outputs["logits"]
+            outputs["logits"] = self._user_logits(inputs, training)
         return outputs
 
     def _connected(self, inputs, training):
-        pivot_ids, pivot_mask = inputs["pivot_token_ids"], inputs["pivot_padding_mask"]
-        _check_batch(inputs["token_ids"], pivot_ids)
-        scope = self.open_target(inputs, pivot_ids, pivot_mask, training)
-        if training and self.connection.dropout > 0:
-            sample = keras.random.uniform(ops.shape(pivot_ids)[:1], seed=self.seed_generator)
-            has_pivot = ops.any(scope.mask, axis=1)
-            scope.through_transform = ops.logical_and(has_pivot, sample < self.connection.dropout)
-        with pairing.enter(scope):
-            hidden = self._hidden(inputs, training)
-        errors = scope.alignment_errors or [ops.zeros_like(scope.gate_sums[0])]
-        return {
-            "logits": self._logits(hidden, inputs),
-            "alignment_error": sum(errors) / len(errors),
-            "alignment_tokens": _count(scope.mask),
-            "gate": sum(scope.gate_sums) / len(scope.gate_sums),
-            "gate_tokens": _count(scope.fused),
-        }
+        of_target, of_pivot = passes.objective_sites(self.objectives, self.num_blocks)
+        pivot = passes.pivot(self, inputs, training, observed=of_pivot)
+        scope = passes.connected(self, inputs, pivot, training)
+        scope.observed |= of_target
+        outputs = {"logits": self._logits(passes.run(self, inputs, scope, training), inputs)}
+        if self.connection is not None:
+            outputs.update(self.connection.outputs(scope))
+        if self.objectives:
+            outputs.update(passes.objective_outputs(self, inputs, pivot, scope))
+        return outputs
 
-    def open_target(self, inputs, pivot_token_ids, pivot_padding_mask, training=False):
-        """Run the pivot's pass and open the target's.
-
-        Args:
-            inputs: the dict of a call.
-            pivot_token_ids, pivot_padding_mask: int tensors `(B, S)`.
-            training: bool.
-
-        Returns:
-            A `keras_cc.pairing.TargetPass`, to be entered for the target's pass.
-        """
-        sink_tokens = self.connection.sink_tokens
-        pivot = pairing.PivotPass(_beyond(ops.cast(pivot_padding_mask, "bool"), sink_tokens))
-        with pairing.enter(pivot):
-            # The backbone alone: nobody needs the pivot's logits.
-            self._hidden(
-                {"token_ids": pivot_token_ids, "padding_mask": pivot_padding_mask}, training
-            )
-        real = ops.cast(inputs["padding_mask"], "bool")
-        fused = _beyond(real, sink_tokens)
-        if self.connection.alignment == "last":
-            fused = ops.logical_and(fused, _last_prompt(real, inputs.get("answer_mask")))
-        has_pivot = ops.any(pivot.mask, axis=1)[:, None]
-        return pairing.TargetPass(
-            pivot, mask=ops.logical_and(real, has_pivot), fused=ops.logical_and(fused, has_pivot)
-        )
-
-    def _hidden(self, inputs, training):
-        backbone = self.causal_lm.backbone
-        return backbone({name: inputs[name] for name in backbone.input}, training=training)
+    def _user_logits(self, inputs, training):
+        # An intervention is one at inference: training does not see it.
+        scope = pairing.Pass() if training else passes.user(self, inputs)
+        return self._logits(passes.run(self, inputs, scope, training), inputs)
 
     def _logits(self, hidden, inputs):
         positions = inputs.get("answer_positions")
         if positions is not None:
             hidden = gather(hidden, positions)
         return self._head.value(hidden)
+
+    @property
+    def lens(self):
+        """The logit lens: a decoder block's output `(B, K, d)` to logits, weights frozen."""
+        if self._lens.value is None:
+            self._lens.value = surgery.logit_lens(self.causal_lm)
+        return self._lens.value
+
+    @property
+    def layers_of_connection(self):
+        """The connection's layers: `"block_3"` and its `CCFeedForward`, and others by name."""
+        return self._connection_layers.value
+
+    @property
+    def intervention(self):
+        """The transform at inference, a `keras_cc.interventions.Intervention` or None."""
+        return self._intervention.value
+
+    @intervention.setter
+    def intervention(self, value):
+        value = interventions.get(value)
+        if value is not None:
+            if value.needs_pivot and self.connection is not None:
+                raise ValueError(
+                    f"`intervention` {value!r} reads the pivot's plain pass, and cannot stand "
+                    "beside a connection: call `merge()` or `disconnect()` first, or make the "
+                    f"model with `connection=None`. Received: connection={self.connection!r}"
+                )
+            value.check(self.num_blocks)
+        if self.intervention is not None:
+            surgery.detach(self.causal_lm, "intervention")
+        self._intervention.value = value
+        if value is not None:
+            taps.tap(self.causal_lm)
+            layers = value.own_layers(self.num_blocks, self.causal_lm.backbone.hidden_dim)
+            for number, layer in layers.items():
+                surgery.attach(self.causal_lm, number, "intervention", layer)
+        self.forget_compiled()
+
+    def forget_compiled(self):
+        """Have everything that was compiled for inference compiled anew when it is next used."""
+        self.test_function = self.predict_function = None
+        self._generate_function.value = self.causal_lm.generate_function = None
 
     # ---------------------------------------------------------------- training
 
@@ -179,8 +217,9 @@ class CCCausalLM(PairedTrainer):
             target_layer_names: names of the layers that get them, or None: KerasHub's
                 default, the attention's query and value.
         """
+        layers = [layer for layer in self.layers_of_connection.values() if layer.trainable]
         self.causal_lm.backbone.enable_lora(rank, target_layer_names)
-        surgery.unfreeze(self._layers_by_block.value.values())
+        surgery.unfreeze(layers)
         self._compile_anew()
 
     # ---------------------------------------------------------------- inference
@@ -214,16 +253,30 @@ class CCCausalLM(PairedTrainer):
 
         Folded in float32 and rounded once. It is the model that was passed in, disconnected:
         no extra parameter, no extra time, nothing of keras_cc in it. This `CCCausalLM`
-        stays usable as a plain fine-tuner of it (`connection` is None from then on), with an
-        optimizer that starts anew.
+        stays usable as a plain fine-tuner of it (`connection` is None and `objectives` is empty
+        from then on), with an optimizer that starts anew.
 
         Returns:
             The KerasHub causal language model, of the class that was passed in.
 
         Raises:
-            ValueError: if the transform is no matrix (`"mlp"`), or a connected projection is
-                quantised or carries LoRA weights. Nothing has changed then.
+            ValueError: if the transform is no matrix (`"mlp"`), a connected projection is
+                quantised or carries LoRA weights, the connection is the selected one, or the
+                model has an intervention. Nothing has changed then.
         """
+        if self.intervention is not None:
+            raise ValueError(
+                "`merge()` cannot fold an intervention, which changes one position of each prompt: "
+                "set `model.intervention = None` to leave it out, or keep this model for "
+                f"inference. Received: intervention={self.intervention!r}"
+            )
+        if self.connection is not None and not self.connection.is_mergeable:
+            raise ValueError(
+                "`merge()` cannot fold this connection: what it adds depends on the prompt, and "
+                "needs a first pass over it. Keep this model for inference (`generate`, `save`), "
+                "or call `disconnect()` to have the tuned model without it. "
+                f"Received: connection={self.connection!r}"
+            )
         return self._disconnect(fold=True)
 
     def disconnect(self):
@@ -236,32 +289,39 @@ class CCCausalLM(PairedTrainer):
         return self._disconnect(fold=False)
 
     def _disconnect(self, fold):
+        self.intervention = None
         if self.connection is not None:
             surgery.disconnect(self.causal_lm, fold=fold)
-            self.connection = None
-            self._layers_by_block.value = {}
+        elif self.objectives:
+            taps.untap(self.causal_lm)
+        if self.connection is not None or self.objectives:
+            self.connection, self.objectives = None, ()
+            self._connection_layers.value = {}
             self._compile_anew()
         return self.causal_lm
 
     def _compile_anew(self):
         # What was compiled, and the optimizer's state, are of other variables.
-        self._generate_function.value = self.causal_lm.generate_function = None
+        self.forget_compiled()
         if self.compiled:
             self.compile_from_config(self.get_compile_config())
 
     # ---------------------------------------------------------------- saving
 
     def connection_layers(self):
-        """The connection's own layers, gates and transforms, by a path that is stable.
+        """The connection's own layers: Decision Makers and transforms, by a path that is stable.
 
         Returns:
-            A dict from `"block_3/decision_gate"` to the layer.
+            A dict from `"block_3/decision_gate"`, or `"layer_selector"`, to the layer.
         """
         found = {}
-        for number, layer in self._layers_by_block.value.items():
+        for path, layer in self.layers_of_connection.items():
+            if not isinstance(layer, CCFeedForward):
+                found[path] = layer
+                continue
             for name in ("decision_gate", "transform_matrix"):
                 if getattr(layer, name) is not None:
-                    found[f"block_{number}/{name}"] = getattr(layer, name)
+                    found[f"{path}/{name}"] = getattr(layer, name)
         return found
 
     def save_cc_weights(self, path):
@@ -324,6 +384,8 @@ class CCCausalLM(PairedTrainer):
         config.update(
             causal_lm=causal_lm,
             connection=keras.saving.serialize_keras_object(self.connection),
+            objectives=[keras.saving.serialize_keras_object(o) for o in self.objectives],
+            intervention=keras.saving.serialize_keras_object(self.intervention),
             preprocessor=preprocessor,
         )
         return config
@@ -331,7 +393,7 @@ class CCCausalLM(PairedTrainer):
     @classmethod
     def from_config(cls, config):
         config = dict(config)
-        for name in ("causal_lm", "connection", "preprocessor"):
+        for name in ("causal_lm", "connection", "intervention", "preprocessor"):
             config[name] = keras.saving.deserialize_keras_object(config[name])
         inner = config["causal_lm"].preprocessor
         preprocessor = config["preprocessor"]
@@ -345,26 +407,6 @@ class _Untracked:
 
     def __init__(self, value):
         self.value = value
-
-
-def _beyond(mask, count):
-    """`mask` without the first `count` True positions of each row."""
-    return ops.logical_and(mask, ops.cumsum(ops.cast(mask, "int32"), axis=1) > count)
-
-
-def _count(mask):
-    return ops.sum(ops.cast(mask, "float32"), axis=1)
-
-
-def _last_prompt(mask, answer_mask):
-    """True at each row's last prompt token: the first answer position, or the last real one."""
-    count = ops.cumsum(ops.cast(mask, "int32"), axis=1)
-    last_real = ops.logical_and(mask, count == count[:, -1:])
-    if answer_mask is None:
-        return last_real
-    answers = ops.cast(answer_mask, "bool")
-    first = ops.logical_and(answers, ops.cumsum(ops.cast(answers, "int32"), axis=1) == 1)
-    return ops.where(ops.any(answers, axis=1, keepdims=True), first, last_real)
 
 
 def _check_batch(token_ids, pivot_token_ids):

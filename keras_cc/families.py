@@ -1,4 +1,4 @@
-"""One row a model family: where in a decoder block the feed-forward output comes from.
+"""One row a model family: where in a decoder block its sublayers' outputs come from.
 
 Families are known by the name of their KerasHub backbone class, so that nothing here
 imports KerasHub (which imports TensorFlow wherever that is installed).
@@ -15,29 +15,34 @@ class Family:
         backbone: name of the KerasHub backbone class.
         projection: dotted attribute path, from a decoder block, of the layer whose
             output is the feed-forward activation F.
+        attention: the same, of the block's self-attention.
         models: model names that people look for.
     """
 
     backbone: str
     projection: str
+    attention: str
     models: str
 
 
+# Most KerasHub decoders name them so.
+_DENSE, _ATTENTION = "_feedforward_output_dense", "_self_attention_layer"
+
 FAMILIES = (
-    Family("GemmaBackbone", "ffw_linear", "Gemma, Gemma 2"),
-    Family("Gemma3Backbone", "ffw_linear", "Gemma 3 (text)"),
-    Family("LlamaBackbone", "_feedforward_output_dense", "Llama 1, Llama 2, TinyLlama, Vicuna"),
-    Family("Llama3Backbone", "_feedforward_output_dense", "Llama 3, SmolLM2"),
-    Family("MistralBackbone", "_feedforward_output_dense", "Mistral"),
-    Family("QwenBackbone", "_feedforward_output_dense", "Qwen 2, Qwen 2.5"),
-    Family("Qwen3Backbone", "_feedforward_output_dense", "Qwen 3"),
-    Family("Phi3Backbone", "feedforward_output_dense", "Phi-3"),
-    Family("SmolLM3Backbone", "mlp.down_proj", "SmolLM3"),
-    Family("GPTNeoXBackbone", "_feedforward_output_dense", "GPT-NeoX, Pythia"),
-    Family("FalconBackbone", "dense_4h_to_h", "Falcon"),
-    Family("GPT2Backbone", "_feedforward_output_dense", "GPT-2"),
-    Family("OPTBackbone", "_feedforward_output_dense", "OPT"),
-    Family("BloomBackbone", "_mlp_output_dense", "BLOOM, BLOOMZ"),
+    Family("GemmaBackbone", "ffw_linear", "attention", "Gemma, Gemma 2"),
+    Family("Gemma3Backbone", "ffw_linear", "attention", "Gemma 3 (text)"),
+    Family("LlamaBackbone", _DENSE, _ATTENTION, "Llama 1, Llama 2, TinyLlama, Vicuna"),
+    Family("Llama3Backbone", _DENSE, _ATTENTION, "Llama 3, SmolLM2"),
+    Family("MistralBackbone", _DENSE, _ATTENTION, "Mistral"),
+    Family("QwenBackbone", _DENSE, _ATTENTION, "Qwen 2, Qwen 2.5"),
+    Family("Qwen3Backbone", _DENSE, _ATTENTION, "Qwen 3"),
+    Family("Phi3Backbone", "feedforward_output_dense", "attention", "Phi-3"),
+    Family("SmolLM3Backbone", "mlp.down_proj", "self_attn", "SmolLM3"),
+    Family("GPTNeoXBackbone", _DENSE, _ATTENTION, "GPT-NeoX, Pythia"),
+    Family("FalconBackbone", "dense_4h_to_h", "attention_layer", "Falcon"),
+    Family("GPT2Backbone", _DENSE, _ATTENTION, "GPT-2"),
+    Family("OPTBackbone", _DENSE, _ATTENTION, "OPT"),
+    Family("BloomBackbone", "_mlp_output_dense", _ATTENTION, "BLOOM, BLOOMZ"),
 )
 
 REFUSED = {
@@ -107,3 +112,19 @@ def family_of(backbone):
         f"`causal_lm` must have one of these backbones: {', '.join(supported_backbones())}. "
         f"Received: causal_lm.backbone={type(backbone).__name__}"
     )
+
+
+def owner_of(block, path):
+    """The object that holds a sublayer of a decoder block, and the attribute it is held under.
+
+    Args:
+        block: a decoder block.
+        path: dotted attribute path of a `Family`, from the block.
+
+    Returns:
+        `(owner, attribute)`: `getattr(owner, attribute)` is the sublayer.
+    """
+    *names, attribute = path.split(".")
+    for name in names:
+        block = getattr(block, name)
+    return block, attribute

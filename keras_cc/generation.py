@@ -1,8 +1,9 @@
 """Generation, with the pivot prompt at hand or without.
 
-The causal LM's own compiled loop with its KV cache does the work. For a connected
-continuation the pivot's pass runs once, before the prefill, inside the same compiled
-function; every call of `call_with_cache` then runs in the target's scope, which knows the
+The causal LM's own compiled loop with its KV cache does the work. Where a pass has to come
+before the continuation (the pivot's for a connected one, the prompt's own for a selected
+connection or an intervention), it runs once, before the prefill, inside the same compiled
+function; every call of `call_with_cache` then runs in the pass under way, which knows the
 position that it fills.
 """
 
@@ -10,7 +11,7 @@ import contextlib
 
 from keras import ops
 
-from keras_cc import pairing
+from keras_cc import pairing, passes
 
 
 def generate(
@@ -32,11 +33,17 @@ def generate(
     if stop_token_ids is not None:
         stop_token_ids = tuple(int(token) for token in stop_token_ids)
     causal_lm = model.causal_lm
-    if pivot_prompts is None:
+    if pivot_prompts is not None:
+        inputs = {**inputs, **_pivots(model, pivot_prompts, len(texts))}
+    elif model.intervention is not None and model.intervention.needs_pivot:
+        raise ValueError(
+            f"`pivot_prompts` must be given: {model.intervention!r} reads the pivot's pass. "
+            "Received: pivot_prompts=None"
+        )
+    if pivot_prompts is None and passes.is_plain(model):
         function, overrides = causal_lm.make_generate_function(), {}
     else:
-        inputs = {**inputs, **_pivots(model, pivot_prompts, len(texts))}
-        function, overrides = _connected_function(model)
+        function, overrides = _function_with_passes(model)
     inputs = {name: ops.convert_to_tensor(value) for name, value in inputs.items()}
     # Bool, as KerasHub's own: Gemma 3's loop inverts it.
     inputs["padding_mask"] = ops.cast(inputs["padding_mask"], "bool")
@@ -51,10 +58,11 @@ def generate(
 
 
 def _pivots(model, pivot_prompts, count):
-    if model.connection is None:
+    takes_pivot = model.intervention is not None and model.intervention.needs_pivot
+    if model.connection is None and not takes_pivot:
         raise ValueError(
             "`pivot_prompts` need a connection, and this model has none (plain fine-tuning, or "
-            "merged). "
+            "merged), nor an intervention that reads them. "
             f"Received: connection=None, pivot_prompts={pivot_prompts!r}"
         )
     texts = [pivot_prompts] if isinstance(pivot_prompts, str) else list(pivot_prompts)
@@ -66,42 +74,50 @@ def _pivots(model, pivot_prompts, count):
     return model.preprocessor.pivot_preprocess(texts)
 
 
-def _connected_function(model):
-    """The compiled connected loop, and what must be overridden while it runs."""
+def _function_with_passes(model):
+    """The compiled loop in a pass of the model's, and what must be overridden while it runs."""
     causal_lm = model.causal_lm
-    monolingual = causal_lm.make_generate_function()
+    plain = causal_lm.make_generate_function()
     known, *compiled = model._generate_function.value or (None,)
     # The causal LM drops its own function where it is compiled again, with another sampler.
-    if known != monolingual:
+    if known != plain:
+        _check_sampler(causal_lm.sampler)
         call_with_cache, generate_step = causal_lm.call_with_cache, causal_lm.generate_step
 
-        def connected_step(inputs, stop_token_ids=None):
-            inputs = dict(inputs)
-            pivot_ids, pivot_mask = (
-                inputs.pop(name) for name in ("pivot_token_ids", "pivot_padding_mask")
-            )
-            scope = model.open_target(inputs, pivot_ids, pivot_mask)
-            if model.connection.alignment != "last":
-                # What is generated is fused as well (it takes the place of the padding).
-                has_pivot = ops.any(scope.mask, axis=1, keepdims=True)
-                padding = ops.logical_not(ops.cast(inputs["padding_mask"], "bool"))
-                scope.fused = ops.logical_or(scope.fused, ops.logical_and(has_pivot, padding))
+        def step_in_pass(inputs, stop_token_ids=None):
+            if model.connection is not None and "pivot_token_ids" in inputs:
+                scope = passes.connected(model, inputs, passes.pivot(model, inputs))
+                model.connection.extend(scope, inputs)
+            else:
+                scope = passes.user(model, inputs)
 
-            def call_in_scope(token_ids, cache, cache_update_index, *args, **kwargs):
+            def call_in_pass(token_ids, cache, cache_update_index, *args, **kwargs):
                 scope.index = cache_update_index
                 with pairing.enter(scope):
                     return call_with_cache(token_ids, cache, cache_update_index, *args, **kwargs)
 
-            with _overriding(causal_lm, call_with_cache=call_in_scope):
-                return generate_step(inputs, stop_token_ids)
+            own = {name: v for name, v in inputs.items() if not name.startswith("pivot_")}
+            with _overriding(causal_lm, call_with_cache=call_in_pass):
+                return generate_step(own, stop_token_ids)
 
         causal_lm.generate_function = None
-        with _overriding(causal_lm, generate_step=connected_step):
+        with _overriding(causal_lm, generate_step=step_in_pass):
             function = causal_lm.make_generate_function()
-        causal_lm.generate_function = monolingual
-        compiled = [function, {"generate_step": connected_step}]
-        model._generate_function.value = (monolingual, *compiled)
+        causal_lm.generate_function = plain
+        compiled = [function, {"generate_step": step_in_pass}]
+        model._generate_function.value = (plain, *compiled)
     return compiled
+
+
+def _check_sampler(sampler):
+    """Refuse samplers that lay out several continuations of a prompt as rows of the batch."""
+    name = type(sampler).__name__
+    if name in ("BeamSampler", "ContrastiveSampler"):
+        raise ValueError(
+            f"{name} cannot continue a prompt with a pivot, a selected connection or an "
+            'intervention: compile with another sampler, such as "greedy" or "top_k". '
+            f"Received: sampler={sampler!r}"
+        )
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from keras import ops
 from keras_cc import losses, pairing, surgery
 from keras_cc.callbacks import KeepWeights, StopOnNonFiniteLoss
 from keras_cc.data.batches import PreparedBatches, as_keras_data
+from keras_cc.objectives import get_all as get_objectives
 
 
 class PairedTrainer(keras.Model):
@@ -18,13 +19,24 @@ class PairedTrainer(keras.Model):
 
         loss = sum_answer -log p(token) / answer tokens
              + alignment_loss_weight * sum_tokens error / tokens
+             + objective.weight * sum_rows value / count        for each objective
+
+    Where an objective alternates, steps take turns: one trains the first two terms and the
+    objectives that do not alternate, the next the objectives that do.
+
+    Args:
+        objectives: anything that `keras_cc.objectives.get_all` takes.
 
     A subclass gives `call`, which returns the dict that `CCCausalLM` documents, and the
     attributes `connection`, `causal_lm` and `preprocessor`.
     """
 
-    def __init__(self, **kwargs):
+    def __init__(self, objectives=(), **kwargs):
         super().__init__(**kwargs)
+        self.objectives = get_objectives(objectives)
+        self.objective_trackers = [
+            keras.metrics.Mean(name=f"{objective.name}_loss") for objective in self.objectives
+        ]
         self.sft_loss_tracker = keras.metrics.Mean(name="sft_loss")
         self.alignment_loss_tracker = keras.metrics.Mean(name="alignment_loss")
         self.gate_tracker = keras.metrics.Mean(name="mean_gate")
@@ -43,8 +55,10 @@ class PairedTrainer(keras.Model):
 
         Args:
             x: the input dict. `answer_positions` `(B, K)` says which positions `y_pred`
-                has logits for; `loss_scale` `(B, 2)` weights this micro-batch's two
-                means, so that gradient accumulation gives the token mean of the whole.
+                has logits for; `loss_scale` `(B, 3)` weights this micro-batch's means over
+                answer tokens, aligned tokens and rows with a pivot, so that gradient
+                accumulation gives the mean of the whole; `objective_turn` `(B,)` is 1 in a
+                step of the alternating objectives.
             y: int `(B, T)`, next tokens.
             y_pred: what `call` returned.
             sample_weight: float `(B, T)`, 1 at answer tokens. None: 1 everywhere.
@@ -58,7 +72,7 @@ class PairedTrainer(keras.Model):
         positions = x.get("answer_positions")
         if positions is not None:
             y, weights = gather(y, positions), gather(weights, positions)
-        scale = x["loss_scale"][0] if "loss_scale" in x else (1.0, 1.0)
+        scale = x["loss_scale"][0] if "loss_scale" in x else (1.0, 1.0, 1.0)
 
         logits = y_pred["logits"]
         sft_loss, count = _sft_loss(logits, y, weights)
@@ -68,15 +82,36 @@ class PairedTrainer(keras.Model):
         self.accuracy_tracker.update_state(accuracy, count)
         if "row_ids" in x:
             self.last_rows.update_state(x["row_ids"])
-        loss = sft_loss * scale[0]
+        loss = task_loss = sft_loss * scale[0]
+        if "connected_logits" in y_pred:
+            connected_loss, _ = _sft_loss(y_pred["connected_logits"], y, weights)
+            self.connected_loss_tracker.update_state(connected_loss, count)
         if "alignment_error" in y_pred:
             error = self._track_connection(y_pred)
-            if "connected_logits" in y_pred:  # scoring: the loss is the monolingual path's
-                connected_loss, _ = _sft_loss(y_pred["connected_logits"], y, weights)
-                self.connected_loss_tracker.update_state(connected_loss, count)
-            else:
-                loss = loss + self.connection.alignment_loss_weight * error * scale[1]
+            task_loss = task_loss + self.connection.alignment_loss_weight * error * scale[1]
+        task_loss = self._add_objectives(task_loss, x, y_pred, scale[2])
+        if not pairing.is_scoring():  # scored is the path that a user gets, by its own loss
+            loss = task_loss
         return surgery.add_to_loss(self, loss)
+
+    def _add_objectives(self, loss, x, y_pred, scale):
+        """The training loss with the objectives in it, each also into its metric."""
+        apart = 0.0
+        for objective, tracker in zip(self.objectives, self.objective_trackers, strict=True):
+            if f"{objective.name}_loss" not in y_pred:
+                continue
+            count = ops.sum(y_pred[f"{objective.name}_count"])
+            value = ops.sum(y_pred[f"{objective.name}_loss"]) / ops.maximum(count, 1.0)
+            tracker.update_state(value, count)
+            term = objective.weight * value * scale
+            if objective.alternating:
+                apart = apart + term
+            else:
+                loss = loss + term
+        if "objective_turn" not in x:
+            return loss + apart
+        turn = ops.cast(x["objective_turn"][0], "float32")
+        return loss * (1.0 - turn) + apart * turn
 
     def _track_connection(self, y_pred):
         """Update the connection's metrics; returns the batch's mean alignment error."""
@@ -89,10 +124,12 @@ class PairedTrainer(keras.Model):
 
     def get_metrics_result(self):
         hidden = {"last_rows"}
-        if self.connection is None:
-            hidden |= {"alignment_loss", "mean_gate", "connected_sft_loss"}
-        elif not pairing.is_scoring():
+        if self.connection is None or not self.connection.has_gates:
+            hidden |= {"alignment_loss", "mean_gate"}
+        if self.connection is None or not pairing.is_scoring():
             hidden.add("connected_sft_loss")
+        shown = {f"{objective.name}_loss" for objective in self.objectives}
+        hidden |= {tracker.name for tracker in self.objective_trackers} - shown
         return {m.name: m.result() for m in self.metrics if m.name not in hidden}
 
     def test_step(self, *args):
@@ -225,6 +262,8 @@ class PairedTrainer(keras.Model):
             shuffle=shuffle,
             seed=seed,
             accumulate=self._accumulation_steps(),
+            alternate=any(objective.alternating for objective in self.objectives),
+            least_rows=max((objective.least_rows for objective in self.objectives), default=1),
             step=self._micro_steps,
         )
         sources = [batches]

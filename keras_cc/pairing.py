@@ -1,29 +1,74 @@
-"""Which of the two streams a forward pass is: the layers ask, the model answers.
+"""Which of the streams a forward pass is: the layers ask, the model answers.
 
-A decoder block calls its feed-forward projection without knowing about pairs, so
-the connection's layers learn from here whether they see the pivot prompt or the
-target sequence, and what the pivot left for them. The scope is a context variable:
-it nests, it is private to a thread (a replica, a data worker), it is closed even when
-the forward pass fails, and nothing is ever kept on a layer (a traced value would leak).
+A decoder block calls its layers without knowing about pairs, so the connection's layers
+learn from here whether they see the pivot prompt or the target sequence, and what the pivot
+left for them; and what is to be read or changed at a site of a block is said here too. The
+scope is a context variable: it nests, it is private to a thread (a replica, a data worker), it
+is closed even when the forward pass fails, and nothing is ever kept on a layer (a traced
+value would leak).
+
+A site is `(kind, block number)`. Kinds: `"embedding"`, what enters block 0; `"attention"` and
+`"ffn"`, the output of a block's attention and of its feed-forward projection, before any norm
+and the residual sum; `"hidden"`, a block's output.
 """
 
 import contextlib
 import contextvars
 import dataclasses
+from collections.abc import Callable
 from typing import Any
+
+from keras import ops
 
 _scope: contextvars.ContextVar = contextvars.ContextVar("keras_cc_pass", default=None)
 _scoring: contextvars.ContextVar = contextvars.ContextVar("keras_cc_scoring", default=False)
 
 
+@dataclasses.dataclass(kw_only=True)
+class Pass:
+    """A forward pass that is read, and may be changed, at sites of the decoder blocks.
+
+    Attributes:
+        observed: the sites whose values are kept.
+        states: the values at those sites, `(batch, length, dim)`, as they left the site.
+        edits: for a site, functions from its value to the one that takes its place.
+        index: in cached generation, the position of the one token at hand (int scalar).
+    """
+
+    observed: set = dataclasses.field(default_factory=set)
+    states: dict = dataclasses.field(default_factory=dict)
+    edits: dict[Any, list[Callable]] = dataclasses.field(default_factory=dict)
+    index: Any = None
+
+    def edit(self, site, function):
+        """Have `function` change what passes `site`, after the edits that are there."""
+        self.edits.setdefault(site, []).append(function)
+
+    def visit(self, site, value):
+        """What goes on from `site`, where `value` has arrived."""
+        for function in self.edits.get(site, ()):
+            value = function(value)
+        if site in self.observed:
+            self.states[site] = value
+        return value
+
+    def at(self, where, value):
+        """`where`, bool `(batch, length)`, at the positions that `value` holds.
+
+        Those are all of them, or in a cached step the one at `index`.
+        """
+        is_cached_step = self.index is not None and value.shape[1] == 1
+        return ops.take(where, self.index, axis=1)[:, None] if is_cached_step else where
+
+
 @dataclasses.dataclass
-class PivotPass:
-    """The pass over the pivot prompt, which fills `activations`.
+class PivotPass(Pass):
+    """The pass over the pivot prompt.
 
     Attributes:
         mask: bool tensor `(batch, pivot_length)`, True at the tokens that are aligned. A
             row without one has no pivot.
-        activations: what each connected layer computed, by the layer's id,
+        activations: what each `CCFeedForward` computed, by the layer's id,
             `(batch, pivot_length, dim)`.
     """
 
@@ -32,7 +77,7 @@ class PivotPass:
 
 
 @dataclasses.dataclass
-class TargetPass:
+class TargetPass(Pass):
     """The pass over the target sequence, which reads what the pivot's pass left.
 
     Attributes:
@@ -42,25 +87,25 @@ class TargetPass:
         fused: bool tensor `(batch, length)`, True at the positions that are fused.
         through_transform: bool tensor `(batch,)`, True for the rows that connection
             dropout sends through the transform, or None without connection dropout.
-        index: in cached generation, the position of the one token at hand (int scalar).
         alignment_errors: one `(batch,)` float32 tensor a layer: the squared error
             summed over `mask`.
         gate_sums: one `(batch,)` float32 tensor a layer: the mean gate over the
             dimensions, summed over `fused`.
+        samples: None, or a list that each layer appends `(F(x), fused)` to.
     """
 
     pivot: PivotPass
     mask: Any
     fused: Any
     through_transform: Any = None
-    index: Any = None
     alignment_errors: list = dataclasses.field(default_factory=list)
     gate_sums: list = dataclasses.field(default_factory=list)
+    samples: list | None = None
 
 
 @contextlib.contextmanager
 def enter(current):
-    """Make `current`, a `PivotPass` or a `TargetPass`, the pass that layers see."""
+    """Make `current`, a `Pass` or None, the pass that layers see."""
     token = _scope.set(current)
     try:
         yield current
@@ -86,3 +131,35 @@ def scoring():
 def is_scoring():
     """Whether `scoring()` is open."""
     return _scoring.get()
+
+
+def beyond(mask, count):
+    """`mask`, bool `(batch, length)`, without the first `count` True positions of each row."""
+    return ops.logical_and(mask, ops.cumsum(ops.cast(mask, "int32"), axis=1) > count)
+
+
+def last_prompt(mask, answer_mask=None):
+    """True at each row's last prompt token: the first answer position, or the last real one.
+
+    Args:
+        mask: bool tensor `(batch, length)`, True at real tokens.
+        answer_mask: int or bool tensor of the same shape, or None: there is no answer.
+
+    Returns:
+        bool tensor `(batch, length)`, with one True a row, none in a row without a token.
+    """
+    count = ops.cumsum(ops.cast(mask, "int32"), axis=1)
+    last_real = ops.logical_and(mask, count == count[:, -1:])
+    if answer_mask is None:
+        return last_real
+    answers = ops.cast(answer_mask, "bool")
+    first = ops.logical_and(answers, ops.cumsum(ops.cast(answers, "int32"), axis=1) == 1)
+    return ops.where(ops.any(answers, axis=1, keepdims=True), first, last_real)
+
+
+def pick(values, where):
+    """`values` `(batch, length, dim)` at the one True of each row of `where`: `(batch, dim)`.
+
+    Zeros in a row without one.
+    """
+    return ops.sum(ops.where(where[..., None], values, ops.zeros_like(values)), axis=1)

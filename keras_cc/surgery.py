@@ -4,10 +4,12 @@ Why each is needed:
 
 - `layer._tracker.replace_tracked_value`: swaps one tracked sublayer for another at the
   same place. Plain assignment appends a second one (and is refused on a built layer),
-  which would change the order of the weights, and with it every saved file.
+  which would change the order of the weights, and with it every saved file. Its `unlock`,
+  `lock` and `untrack` give a built block a sublayer more, and take it away again: there it
+  is saved, trained and compiled with the model, as the rest of it is.
 - `operation._inbound_nodes` and `model._nodes_by_depth`: where the backbone's hidden
-  states enter the language-model head. KerasHub has no head layer, so the head is the
-  part of the functional graph behind that tensor.
+  states enter the language-model head, and the last block's the final norm. KerasHub has no
+  layer for either, so each is the part of the functional graph behind that tensor.
 - `model._aggregate_additional_loss`: divides a loss that is already a mean by the
   number of replicas on TensorFlow, where gradients are summed over the replicas.
 - `variable._value`: on JAX, None while a trainer holds the value; reading `value` then fails.
@@ -18,8 +20,12 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_cc.families import family_of
+from keras_cc import taps
+from keras_cc.families import family_of, owner_of
 from keras_cc.layers import CCFeedForward
+
+# Attributes of a decoder block that hold what was attached to it.
+_PREFIX = "cc_"
 
 # The variables of the connection stay float32, whatever the backbone's: in bfloat16, Adam's
 # second moment never moves (beta_2 rounds to 1).
@@ -33,19 +39,23 @@ _POLICIES = {
 
 def is_connected(causal_lm):
     """Whether some `CCCausalLM` has connected this model already."""
-    return any(isinstance(layer, CCFeedForward) for layer in _all_layers(causal_lm.backbone))
+    return bool(_attached(causal_lm)) or any(
+        isinstance(layer, CCFeedForward) for layer in _all_layers(causal_lm.backbone)
+    )
 
 
 def connect(causal_lm, connection):
-    """Wrap the feed-forward projections of the connected blocks, in place.
+    """Give a model the layers of a connection, in place.
+
+    The feed-forward projections of the connection's blocks are wrapped, and the layers that
+    it has once a model are attached to the first block.
 
     Args:
         causal_lm: a KerasHub causal language model.
-        connection: an object with `block_numbers` and `feed_forward`, such as
-            `FusedConnection`.
+        connection: a `keras_cc.connections.Connection`.
 
     Returns:
-        The `CCFeedForward` layers, by block number.
+        A dict: `"block_3"` to the `CCFeedForward` there, and the attached layers by name.
 
     Raises:
         ValueError: for a backbone of no supported family, one that is connected already,
@@ -57,20 +67,25 @@ def connect(causal_lm, connection):
         raise ValueError(
             "`causal_lm` is connected already: use the `CCCausalLM` that connected it, or call its "
             "`merge()` or `disconnect()` first. "
-            f"Received: causal_lm={causal_lm.name!r} with CCFeedForward layers"
+            f"Received: causal_lm={causal_lm.name!r} with the layers of a connection"
         )
     blocks = backbone.transformer_layers
     numbers = connection.block_numbers(len(blocks))
-    projections = {number: _owner(blocks[number], family) for number in numbers}
+    own = connection.own_layers(len(blocks), backbone.hidden_dim)
+    taps.untap(causal_lm)  # a tap belongs on the wrapper, not inside it
     layers = {}
-    for number, (owner, attribute) in projections.items():
+    for number in numbers:
+        owner, attribute = owner_of(blocks[number], family.projection)
         inner = getattr(owner, attribute)
         layer = connection.feed_forward(
             inner, name=f"cc_feed_forward_{number}", dtype=_POLICIES[inner.compute_dtype]
         )
         layer.build(_input_shape(inner))
         _replace(owner, attribute, layer)
-        layers[number] = layer
+        layers[f"block_{number}"] = layer
+    for name, layer in own.items():
+        attach(causal_lm, 0, name, layer)
+        layers[name] = layer
     _forbid_presets(causal_lm)
     causal_lm.generate_function = None  # it was compiled around the old layers
     return layers
@@ -80,7 +95,7 @@ def disconnect(causal_lm, fold):
     """Put the projections back, with the transforms folded into them or left out.
 
     Args:
-        causal_lm: a connected KerasHub causal language model.
+        causal_lm: a KerasHub causal language model, connected or not.
         fold: bool, whether to multiply each transform into its projection.
 
     Raises:
@@ -90,16 +105,36 @@ def disconnect(causal_lm, fold):
     family = family_of(causal_lm.backbone)
     places = []
     for block in causal_lm.backbone.transformer_layers:
-        owner, attribute = _owner(block, family)
+        owner, attribute = owner_of(block, family.projection)
         layer = getattr(owner, attribute)
         if isinstance(layer, CCFeedForward):
             places.append((owner, attribute, layer, _folded(layer) if fold else {}))
+    taps.untap(causal_lm)
     for owner, attribute, layer, weights in places:
         for variable, value in weights.items():
             getattr(layer.inner, variable).assign(value)
         _replace(owner, attribute, layer.inner)
+    for block, name in _attached(causal_lm):
+        _detach(block, name)
     _allow_presets(causal_lm)
     causal_lm.generate_function = None
+
+
+def attach(causal_lm, number, name, layer):
+    """Make `layer` a sublayer of the model's decoder block `number`, under `cc_<name>`."""
+    block = causal_lm.backbone.transformer_layers[number]
+    block._tracker.unlock()
+    try:
+        setattr(block, _PREFIX + name, layer)
+    finally:
+        block._tracker.lock()
+
+
+def detach(causal_lm, name):
+    """Take the sublayers that were attached under `name` out of every block."""
+    for block, attribute in _attached(causal_lm):
+        if attribute == _PREFIX + name:
+            _detach(block, attribute)
 
 
 def language_model_head(causal_lm):
@@ -108,14 +143,33 @@ def language_model_head(causal_lm):
     Cut from the functional graph, so that soft caps and tied embeddings are those of the
     model, and applied to whatever positions are wanted.
     """
-    nodes = {id(node) for depth in causal_lm._nodes_by_depth.values() for node in depth}
-    for node in causal_lm.backbone._inbound_nodes:
-        if id(node) in nodes:
-            return keras.Model(node.output_tensors[0], causal_lm.output)
-    raise ValueError(
-        "`causal_lm` must be a functional KerasHub model whose output is computed from its "
-        f"backbone's. Received: causal_lm={type(causal_lm).__name__}"
-    )
+    node = _node_in(causal_lm, causal_lm.backbone)
+    if node is None:
+        raise ValueError(
+            "`causal_lm` must be a functional KerasHub model whose output is computed from its "
+            f"backbone's. Received: causal_lm={type(causal_lm).__name__}"
+        )
+    return keras.Model(node.output_tensors[0], causal_lm.output)
+
+
+def logit_lens(causal_lm):
+    """The logit lens: from a decoder block's output `(B, K, d)` to logits, weights frozen.
+
+    The final norm and the head, as the model applies them to its last block's output; no
+    gradient reaches their weights, only what they read.
+    """
+    backbone = causal_lm.backbone
+    node = _node_in(backbone, backbone.transformer_layers[-1])
+    final_norm = keras.Model(node.output_tensors[0], backbone.output)
+    head = language_model_head(causal_lm)
+    variables = [*final_norm.variables, *head.variables]
+
+    def lens(hidden):
+        frozen = [(variable, ops.stop_gradient(variable.value)) for variable in variables]
+        with keras.StatelessScope(state_mapping=frozen):
+            return head(final_norm(hidden))
+
+    return lens
 
 
 def add_to_loss(model, loss):
@@ -143,13 +197,19 @@ def reattach(model, values):
             variable.assign(value)
 
 
-def unfreeze(feed_forwards):
-    """Make gates and transforms trainable again, and leave the projections as they are.
+def unfreeze(layers):
+    """Make a connection's layers trainable again, and leave the projections as they are.
 
     KerasHub's `enable_lora` freezes every layer that it does not give LoRA weights. A
     frozen layer hides its sublayers' trainable weights, so the wrapper itself thaws too.
+
+    Args:
+        layers: layers that `connect` returned and that training changes.
     """
-    for layer in feed_forwards:
+    for layer in layers:
+        if not isinstance(layer, CCFeedForward):
+            layer.trainable = True
+            continue
         inner = layer.inner.trainable
         layer.trainable = True  # sets it on everything inside
         layer.inner.trainable = inner
@@ -178,12 +238,25 @@ def _all_layers(model):
     return model._flatten_layers(include_self=False)
 
 
-def _owner(block, family):
-    """The layer that holds a block's projection, and the attribute it is held under."""
-    *path, attribute = family.projection.split(".")
-    for name in path:
-        block = getattr(block, name)
-    return block, attribute
+def _node_in(model, operation):
+    """The node of a functional model's graph at which `operation` is called."""
+    nodes = {id(node) for depth in model._nodes_by_depth.values() for node in depth}
+    return next((node for node in operation._inbound_nodes if id(node) in nodes), None)
+
+
+def _attached(causal_lm):
+    """`(block, attribute)` of everything that `attach` put there."""
+    return [
+        (block, name)
+        for block in causal_lm.backbone.transformer_layers
+        for name in dir(block)
+        if name.startswith(_PREFIX)
+    ]
+
+
+def _detach(block, attribute):
+    block._tracker.untrack(getattr(block, attribute))
+    delattr(block, attribute)
 
 
 def _replace(owner, attribute, new):

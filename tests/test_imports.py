@@ -16,13 +16,17 @@ PACKAGE = pathlib.Path(keras_cc.__file__).parent
 # From the bottom: a module imports from its own row and the rows above it here. A module that is
 # not listed stands where its imports put it; no cycle is what it has to keep to.
 LEVELS = (
-    ("version", "losses", "pairing", "templates", "data"),
-    ("prompt_encoder",),
+    ("version", "losses", "pairing", "ridge", "templates", "data"),
+    ("prompt_encoder", "objectives"),
     ("layers", "preprocessing"),
     ("families", "connections"),
+    ("taps",),
     ("surgery",),
-    ("callbacks", "paired_trainer", "generation", "cc_weights"),
+    ("callbacks", "paired_trainer", "passes", "cc_weights"),
+    ("generation",),
     ("cc_causal_lm",),
+    ("distillation",),
+    ("recipes",),
 )
 # Packages that are there for a user who asks for them, never for `import keras_cc`.
 OPTIONAL = {

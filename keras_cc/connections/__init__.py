@@ -2,17 +2,19 @@
 
 import keras
 
+from keras_cc.connections.connection import Connection as Connection
 from keras_cc.connections.fused import FusedConnection as FusedConnection
+from keras_cc.connections.selected import SelectedConnection as SelectedConnection
 
-CONNECTIONS = {"fused": FusedConnection}
+CONNECTIONS = {"fused": FusedConnection, "selected": SelectedConnection}
 
 
 def get(identifier):
     """A connection from its name, its configuration, an object, or None (plain fine-tuning).
 
     Args:
-        identifier: `"fused"`, a `FusedConnection`, the dict that `keras.saving` made of
-            one, or None.
+        identifier: `"fused"`, `"selected"`, a `Connection`, the dict that `keras.saving` made
+            of one, or None.
 
     Returns:
         A connection object, or None.
@@ -28,7 +30,7 @@ def get(identifier):
     """
     if isinstance(identifier, dict):
         identifier = keras.saving.deserialize_keras_object(identifier)
-    if identifier is None or isinstance(identifier, tuple(CONNECTIONS.values())):
+    if identifier is None or isinstance(identifier, Connection):
         return identifier
     if isinstance(identifier, str) and identifier in CONNECTIONS:
         return CONNECTIONS[identifier]()

@@ -1,12 +1,15 @@
 from numbers import Integral
 
 import keras
+from keras import ops
 
+from keras_cc import pairing
+from keras_cc.connections.connection import Connection
 from keras_cc.layers.cc_feed_forward import CCFeedForward
 
 
 @keras.saving.register_keras_serializable(package="keras_cc")
-class FusedConnection:
+class FusedConnection(Connection):
     """The fused connection: at every connected layer, per dimension, gated.
 
         A     = align(F(p), F(x))                       pivot on the target's positions
@@ -27,10 +30,11 @@ class FusedConnection:
         layers: `"all"`, or a sequence of decoder block numbers from 0; negative numbers
             count from the end.
         alignment_loss_weight: float >= 0, lambda. Unitless where the error is relative.
-        dropout: float in [0, 1), connection dropout: the share of samples that, while
+        dropout: float in [0, 1], connection dropout: the share of samples that, while
             training, go through `T` at every layer instead of the fusion. It closes the
             gap between training and inference: without it the target stream reads the
-            answer off the pivot's activations and need not learn it.
+            answer off the pivot's activations and need not learn it. With 1 nothing is fused,
+            and the connection is only what `T` learns to stand in for.
         sink_tokens: int >= 0, how many tokens at the start of both streams are left out of
             the connection. The first one (the start token) holds nothing of the prompt,
             and being an attention sink its activations are so large that they drown the
@@ -54,8 +58,10 @@ class FusedConnection:
     ```
 
     Source: CC-Tuning (Ye et al., ACL 2025, arXiv 2506.00875), which selects one pivot
-    layer and adds it once; here every layer is fused.
+    layer and adds it once (`SelectedConnection`); here every layer is fused.
     """
+
+    has_gates = True
 
     def __init__(
         self,
@@ -77,7 +83,7 @@ class FusedConnection:
         self.transform = transform
         self.layers = layers if isinstance(layers, str) else _block_numbers(layers)
         self.alignment_loss_weight = _number("alignment_loss_weight", alignment_loss_weight, 0)
-        self.dropout = _number("dropout", dropout, 0, below=1)
+        self.dropout = _number("dropout", dropout, 0, 1)
         self.sink_tokens = sink_tokens
         self.initial_gate = initial_gate
         self.rank = rank
@@ -124,8 +130,44 @@ class FusedConnection:
             )
         return sorted({number % num_blocks for number in self.layers})
 
+    def pivot_pass(self, mask, num_blocks):
+        return pairing.PivotPass(pairing.beyond(mask, self.sink_tokens))
+
+    def target_pass(self, inputs, pivot, layers, training=False, seed=None):
+        real = ops.cast(inputs["padding_mask"], "bool")
+        fused = pairing.beyond(real, self.sink_tokens)
+        if self.alignment == "last":
+            last = pairing.last_prompt(real, inputs.get("answer_mask"))
+            fused = ops.logical_and(fused, last)
+        has_pivot = ops.any(pivot.mask, axis=1)
+        scope = pairing.TargetPass(
+            pivot,
+            mask=ops.logical_and(real, has_pivot[:, None]),
+            fused=ops.logical_and(fused, has_pivot[:, None]),
+        )
+        if training and self.dropout > 0:
+            sample = keras.random.uniform(ops.shape(has_pivot), seed=seed)
+            scope.through_transform = ops.logical_and(has_pivot, sample < self.dropout)
+        return scope
+
+    def extend(self, scope, inputs):
+        if self.alignment == "last":
+            return
+        # What is generated is fused as well (it takes the place of the padding).
+        has_pivot = ops.any(scope.mask, axis=1, keepdims=True)
+        padding = ops.logical_not(ops.cast(inputs["padding_mask"], "bool"))
+        scope.fused = ops.logical_or(scope.fused, ops.logical_and(has_pivot, padding))
+
+    def outputs(self, scope):
+        errors = scope.alignment_errors or [ops.zeros_like(scope.gate_sums[0])]
+        return {
+            "alignment_error": sum(errors) / len(errors),
+            "alignment_tokens": _count(scope.mask),
+            "gate": sum(scope.gate_sums) / len(scope.gate_sums),
+            "gate_tokens": _count(scope.fused),
+        }
+
     def get_config(self):
-        """Every option by name; `from_config` takes it back."""
         return {
             "alignment": self.alignment,
             "gate": self.gate,
@@ -141,13 +183,9 @@ class FusedConnection:
             "alignment_error": self.alignment_error,
         }
 
-    @classmethod
-    def from_config(cls, config):
-        return cls(**config)
 
-    def __repr__(self):
-        options = ", ".join(f"{name}={value!r}" for name, value in self.get_config().items())
-        return f"FusedConnection({options})"
+def _count(mask):
+    return ops.sum(ops.cast(mask, "float32"), axis=1)
 
 
 def _block_numbers(layers):
@@ -160,9 +198,9 @@ def _block_numbers(layers):
     return [int(n) for n in wanted]
 
 
-def _number(name, value, least, below=float("inf")):
+def _number(name, value, least, most=float("inf")):
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not least <= value < below:
-        limit = "" if below == float("inf") else f" and below {below}"
+    if not is_number or not least <= value <= most or value == float("inf"):
+        limit = "" if most == float("inf") else f" and <= {most}"
         raise ValueError(f"`{name}` must be a number >= {least}{limit}. Received: {name}={value!r}")
     return float(value)

@@ -2,9 +2,24 @@
 
 from typing import Any
 
+from keras_cc.data.code_switching import (
+    code_switch,
+    code_switching_curriculum,
+    load_lexicon,
+)
 from keras_cc.data.readers import load_jsonl
+from keras_cc.data.translation import augment_with_translation
 
-__all__ = ["cldr_report", "cldr_rows", "from_tfds", "load_jsonl"]
+__all__ = [
+    "augment_with_translation",
+    "cldr_report",
+    "cldr_rows",
+    "code_switch",
+    "code_switching_curriculum",
+    "from_tfds",
+    "load_jsonl",
+    "load_lexicon",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -47,6 +47,10 @@ class PreparedBatches:
         seed: int. Seed of the orders. `None` draws one from NumPy's generator, which
             `keras.utils.set_random_seed` seeds.
         accumulate: int. The optimizer's `gradient_accumulation_steps`.
+        alternate: bool. Whether optimizer steps take turns between the task and the objectives
+            that alternate with it.
+        least_rows: int. The fewest rows that a batch must have; the last ones of a pass may
+            have fewer.
         step: int. Number of micro-batches that the optimizer has seen, where it is not new.
 
     Yields:
@@ -56,11 +60,13 @@ class PreparedBatches:
           position of its row. K is the longest such span in the batch, rounded up to a power of
           two, at least 4 and at most T.
         - `row_ids`, int32 (B,): the number of each row in its dataset; see `describe`.
-        - `loss_scale`, float32 (B, 2), where `accumulate > 1`: one pair of factors, repeated for
+        - `loss_scale`, float32 (B, 3), where `accumulate > 1`: three factors, repeated for
           each row: `n_k * m / sum_j n_j` over the `m` micro-batches of a group, n being the sum of
-          sample weights (column 0) and the number of target tokens in rows with a pivot (column
-          1). Micro-batch means times these factors, averaged over the group, are the token means
-          of the group.
+          sample weights (column 0), the number of target tokens in rows with a pivot (column
+          1), and that of rows with a pivot (column 2). Micro-batch means times these factors,
+          averaged over the group, are the means of the group.
+        - `objective_turn`, int32 (B,), where `alternate`: 0 in the steps of the task, 1 in those
+          of the objectives, in turn.
 
     Groups of `accumulate` batches go on across the end of a pass, as the optimizer's do: `step`
     counts batches. For lists, columns and arrays a group that straddles two passes is scaled as
@@ -89,12 +95,16 @@ class PreparedBatches:
         shuffle: bool = False,
         seed: int | None = None,
         accumulate: int | None = 1,
+        alternate: bool = False,
+        least_rows: int = 1,
         step: int = 0,
     ) -> None:
         self.prepare = prepare
         self.accumulate = 1 if accumulate is None else int(accumulate)
         if self.accumulate < 1:
             raise ValueError(f"`accumulate` must be positive. Received: accumulate={accumulate}")
+        self.alternate = alternate
+        self.least_rows = least_rows
         self.step = self.first_step = int(step)
         self._source = sources.make_source(source, batch_size)
         self._seed = None
@@ -182,6 +192,15 @@ class PreparedBatches:
                 numbers = np.arange(first_row, first_row + len(y))
                 self._remember_ids(raw, first_row)
                 first_row += len(y)
+            if index == 0 and len(y) < self.least_rows:
+                raise ValueError(
+                    f"A batch must have at least {self.least_rows} rows: an objective compares the "
+                    "rows of a batch with each other. Raise `batch_size`, or leave the objective "
+                    f"out. Received: a first batch of {len(y)} row"
+                )
+            if self.alternate:
+                turn = (step + index) // self.accumulate % 2
+                x["objective_turn"] = np.full(len(y), turn, "int32")
             x["row_ids"] = np.asarray(numbers, "int32")
             x["answer_positions"] = answer_positions(x["answer_mask"])
             yield x, y, sample_weight
@@ -212,7 +231,7 @@ class PreparedBatches:
                 yield batch
 
     def _with_loss_scale(self, group: list[Batch], total: "np.ndarray | None") -> Iterator[Batch]:
-        counts = np.array([_token_counts(batch) for batch in group]).reshape(-1, 2)
+        counts = np.array([_token_counts(batch) for batch in group]).reshape(-1, 3)
         # Without the total of a whole group, its part here counts as one.
         size = len(group) if total is None else self.accumulate
         total = np.asarray(counts.sum(axis=0) if total is None else total)
@@ -287,10 +306,11 @@ def answer_positions(answer_mask: np.ndarray) -> np.ndarray:
 
 
 def _token_counts(batch: Batch) -> np.ndarray:
-    """Returns [answer tokens, target tokens of rows with a pivot], float64."""
+    """Returns [answer tokens, target tokens of rows with a pivot, such rows], float64."""
     x, _, sample_weight = batch
     has_pivot = (np.asarray(x["pivot_padding_mask"]) != 0).any(axis=1)
-    return np.array([sample_weight.sum(), (x["padding_mask"] != 0)[has_pivot].sum()], "float64")
+    tokens = (x["padding_mask"] != 0)[has_pivot].sum()
+    return np.array([sample_weight.sum(), tokens, has_pivot.sum()], "float64")
 
 
 def _check_prepared(batch: Any) -> Batch:

@@ -141,9 +141,11 @@ class CCFeedForward(keras.layers.Layer):
             gate = ops.full_like(target[..., :1], self.gate)
         else:
             gate = self.decision_gate(aligned, target)
-        where = _fused_positions(target, scope)  # (B, T)
+        where = scope.at(scope.fused, target)  # (B, T)
         fused = ops.where(where[..., None], target + gate * (aligned - target), target)
 
+        if scope.samples is not None:
+            scope.samples.append((target, fused))
         token_gate = ops.mean(ops.cast(gate, "float32"), axis=-1)
         scope.gate_sums.append(ops.sum(ops.where(where, token_gate, 0.0), axis=-1))
         if self.transform_matrix is not None:
@@ -181,11 +183,6 @@ class CCFeedForward(keras.layers.Layer):
             alignment_error=self.alignment_error,
         )
         return config
-
-
-def _fused_positions(target, scope):
-    is_cached_step = scope.index is not None and target.shape[1] == 1
-    return ops.take(scope.fused, scope.index, axis=1)[:, None] if is_cached_step else scope.fused
 
 
 def check_option(name, value, options):

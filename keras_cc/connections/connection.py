@@ -1,0 +1,86 @@
+import abc
+
+from keras_cc import pairing
+
+
+class Connection(abc.ABC):
+    """What training changes in the forward pass: the options, and how a pass uses them.
+
+    A connection holds options alone. Its layers belong to the model that is connected
+    (`keras_cc.surgery.connect` makes them from here), and everything that happens during a
+    forward pass is kept in the pass (`keras_cc.pairing`).
+
+    Subclasses are `FusedConnection` and `SelectedConnection`.
+    """
+
+    #: Weight of the alignment error in the loss; 0 where a connection has none.
+    alignment_loss_weight = 0.0
+    #: Whether the alignment error and the mean gate are worth showing.
+    has_gates = False
+    #: Whether `merge()` gives a stock model that computes the monolingual path.
+    is_mergeable = True
+    #: Whether the connection reads or changes sites of the blocks (`keras_cc.taps`).
+    needs_taps = False
+
+    def block_numbers(self, num_blocks):
+        """The blocks whose feed-forward projection is wrapped, sorted, from 0."""
+        return []
+
+    def own_layers(self, num_blocks, dim):
+        """Built layers that the connection has once a model, by name."""
+        return {}
+
+    @abc.abstractmethod
+    def pivot_pass(self, mask, num_blocks):
+        """The `PivotPass` for pivot prompts with the padding mask `mask`, bool `(B, S)`."""
+
+    @abc.abstractmethod
+    def target_pass(self, inputs, pivot, layers, training=False, seed=None):
+        """The connected pass.
+
+        Args:
+            inputs: the dict of a call.
+            pivot: the finished pivot pass.
+            layers: what `keras_cc.surgery.connect` returned.
+            training: bool.
+            seed: a `keras.random.SeedGenerator`.
+
+        Returns:
+            A `keras_cc.pairing.Pass`.
+        """
+
+    def own_pass(self, num_blocks):
+        """The pass over the target's own prompt that comes before a monolingual one, or None."""
+        return None
+
+    def monolingual_pass(self, inputs, own, layers):
+        """The pass that a user gets.
+
+        Args:
+            inputs: the dict of a call.
+            own: the finished `own_pass`, or None.
+            layers: what `keras_cc.surgery.connect` returned.
+
+        Returns:
+            A `keras_cc.pairing.Pass`.
+        """
+        return pairing.Pass()
+
+    def extend(self, scope, inputs):
+        """Have a connected `scope` go on over the tokens that are generated."""
+
+    def outputs(self, scope):
+        """What a connected pass leaves in the model's outputs, tensors by name."""
+        return {}
+
+    @abc.abstractmethod
+    def get_config(self):
+        """Every option by name; `from_config` takes it back."""
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+    def __repr__(self):
+        options = ", ".join(f"{name}={value!r}" for name, value in self.get_config().items())
+        return f"{type(self).__name__}({options})"

@@ -1,0 +1,335 @@
+"""Translation-augmented fine-tuning: what a pair of prompts can teach beside the row itself.
+
+Notable choices:
+
+- A made row carries no pivot, so it trains as a plain row among connected ones.
+- An English row counts as present by its text, never by its id: where a set is not parallel (the
+  items of XL-Sum), the same id is another item, and its answer would be a wrong one.
+"""
+
+import random
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from numbers import Real
+from typing import Any, NamedTuple
+
+from keras_cc.data.columns import describe, plain_text
+
+DIRECTIONS: tuple[str, ...] = ("to_pivot", "from_pivot")
+
+_NAMES = (
+    "ar:Arabic bn:Bengali de:German el:Greek en:English es:Spanish eu:Basque fr:French hi:Hindi "
+    "id:Indonesian it:Italian ja:Japanese ko:Korean pt:Portuguese ru:Russian sw:Swahili te:Telugu "
+    "th:Thai tr:Turkish ur:Urdu vi:Vietnamese yo:Yoruba zh:Chinese"
+)
+LANGUAGE_NAMES: dict[str, str] = {entry[:2]: entry[3:] for entry in _NAMES.split()}
+
+
+def augment_with_translation(
+    rows: Iterable[Mapping[str, Any]],
+    english_rows: bool = True,
+    directions: str | Iterable[str] = DIRECTIONS,
+    share: float = 1.0,
+    seed: int = 0,
+    *,
+    template: str = "Translate into {language}: {text}",
+    instruction_column: str = "instruction",
+    output_column: str = "output",
+    pivot_column: str = "instruction_en",
+    pivot_output_column: str = "output_en",
+    lang_column: str = "lang",
+    id_column: str = "id",
+    pivot_language: str = "en",
+) -> list[dict[str, Any]]:
+    """Adds English rows and translation instructions to paired rows, for plain fine-tuning.
+
+    Of each pair (x in language L, p in English, English answer a), with template t:
+
+        pivot:       p                -> a
+        to_pivot:    t("English", x)  -> p
+        from_pivot:  t(name of L, p)  -> x
+
+    Args:
+        rows: row dicts. A row with a pivot in another language than its own is a pair; other rows
+            pass unchanged and make nothing.
+        english_rows: bool. Whether to add the English row of each distinct prompt and answer. One
+            whose prompt is already in the data, as a row without a pivot or in the pivot's
+            language, is not added again.
+        directions: names, one or several, of `"to_pivot"` and `"from_pivot"`; `()` adds no
+            translation instructions.
+        share: float in (0, 1]. Share of the distinct pairs that get translation instructions; at
+            least one does. A larger share holds the pairs of a smaller one.
+        seed: int. Draws the share.
+        template: string with `{language}`, the English name of the language translated into (the
+            code itself where `LANGUAGE_NAMES` has none), and `{text}`.
+        instruction_column: string. Column with the prompt in the target language.
+        output_column: string. Column with the answer; of the made rows too.
+        pivot_column: string. Column with the prompt in the pivot language.
+        pivot_output_column: string. Column with the answer in the pivot language, optional in the
+            data. Where answers are the same in every language, such as option numbers, name
+            `output_column` itself.
+        lang_column: string. Column with the language of the instruction. `"from_pivot"` needs it.
+        id_column: string. Column with the row's id (optional in the data).
+        pivot_language: string. The pivot's language, `"en"`. `"en-GB"` counts as `"en"`.
+
+    Returns:
+        List of dicts: copies of the rows, then the English rows, then the instructions. A made
+        row has instruction, output, `lang` (that of the text in the instruction: the row's own
+        under `"to_pivot"`, else the pivot's) and, where the row has one, its id with "/pivot",
+        "/to_pivot" or "/from_pivot" behind it.
+
+    Raises:
+        TypeError: where the rows are not dicts, or a text is not a string.
+        ValueError: for an unknown direction, a share outside (0, 1], a template without its two
+            fields, a pair without the language that "from_pivot" names, and where no row is a
+            pair.
+
+    Warns:
+        UserWarning: how many English rows are left out because the data has no answer for them,
+            and how many pairs because both prompts are the same text.
+
+    Example:
+
+    >>> row = {"instruction": "Kenya'nın para birimi nedir?", "output": "Kenya şilini",
+    ...        "instruction_en": "What is the currency of Kenya?",
+    ...        "output_en": "Kenyan shilling", "lang": "tr", "id": "currency/KE"}
+    >>> for made in augment_with_translation([row])[1:]:
+    ...     print(f"{made['lang']}: {made['instruction']}")
+    en: What is the currency of Kenya?
+    tr: Translate into English: Kenya'nın para birimi nedir?
+    en: Translate into Turkish: What is the currency of Kenya?
+
+    Source: x-LLaMA, arXiv 2308.04948, and CrossAlpaca, arXiv 2308.14186, which tune on
+    translation tasks beside the instructions.
+    """
+    directions = (directions,) if isinstance(directions, str) else tuple(directions)
+    if any(direction not in DIRECTIONS for direction in directions):
+        raise ValueError(
+            f"`directions` must be among {DIRECTIONS}. Received: directions={directions!r}"
+        )
+    if not english_rows and not directions:
+        raise ValueError(
+            "Nothing to add: ask for `english_rows` or for `directions`. "
+            f"Received: english_rows={english_rows!r}, directions={directions!r}"
+        )
+    check_share("share", share)
+    if share == 0:
+        raise ValueError(f"`share` must be above 0; `directions=()` is none. Received: {share=}")
+    check_seed(seed)
+    if not isinstance(template, str) or "{language}" not in template or "{text}" not in template:
+        raise ValueError(
+            '`template` must be a string with "{language}" and "{text}". '
+            f"Received: template={template!r}"
+        )
+    check_names(output_column=output_column, pivot_output_column=pivot_output_column)
+    rows = check_rows(rows)
+    pairs = find_pairs(
+        rows,
+        instruction_column=instruction_column,
+        pivot_column=pivot_column,
+        lang_column=lang_column,
+        id_column=id_column,
+        pivot_language=pivot_language,
+    )
+    made: list[Made] = []
+    if english_rows:
+        paired = {pair.index for pair in pairs}
+        alone = (row for i, row in enumerate(rows) if i not in paired)
+        present = {plain_text(row.get(instruction_column)) for row in alone}
+        made += _english_rows(rows, pairs, present, pivot_output_column, pivot_language)
+    if directions:
+        made += _translations(_draw(pairs, share, seed), directions, template, pivot_language)
+    result = [dict(row) for row in rows]
+    for pair, kind, lang, instruction, output in made:
+        row_id = None if pair.id is None else f"{pair.id}/{kind}"
+        named = {id_column: row_id, lang_column: lang}
+        named = {column: value for column, value in named.items() if value is not None}
+        result.append({**named, instruction_column: instruction, output_column: output})
+    return result
+
+
+class Pair(NamedTuple):
+    """A row whose prompt is there in two languages. `index` is its place, `name` for messages."""
+
+    index: int
+    name: str
+    id: Any
+    lang: str | None
+    instruction: str
+    pivot: str
+
+
+Made = tuple[Pair, str, str | None, str, str]
+"""A made row: the pair, what is put behind its id, language, instruction, output."""
+
+
+def _english_rows(
+    rows: list[Mapping[str, Any]], pairs: list[Pair], present: set[Any], column: str, language: str
+) -> list[Made]:
+    made: dict[tuple[str, str], Made] = {}
+    unanswered: set[str] = set()
+    for pair in pairs:
+        if pair.pivot in present:
+            continue
+        answer = read_text(rows[pair.index], column, pair.name)
+        if answer is None:
+            unanswered.add(pair.pivot)
+        else:
+            made.setdefault((pair.pivot, answer), (pair, "pivot", language, pair.pivot, answer))
+    unanswered -= {pivot for pivot, _ in made}  # answered in the row of another language
+    if unanswered:
+        warnings.warn(
+            f"{len(unanswered)} English rows are left out: the data does not answer their prompts "
+            f"in {language!r}. Give the answers in a column {column!r}, or name yours with "
+            "`pivot_output_column=` (where answers are the same in every language, the output "
+            "column itself); or add the English rows to the data, or pass `english_rows=False`.",
+            stacklevel=3,
+        )
+    return list(made.values())
+
+
+def _draw(pairs: list[Pair], share: float, seed: int) -> list[Pair]:
+    """Draws a share of the distinct pairs, in their order."""
+    distinct: dict[tuple, Pair] = {}
+    for pair in pairs:
+        distinct.setdefault((pair.lang, pair.instruction, pair.pivot), pair)
+    pairs = [pair for pair in distinct.values() if pair.instruction != pair.pivot]
+    if len(pairs) < len(distinct):
+        warnings.warn(
+            f"{len(distinct) - len(pairs)} of {len(distinct)} pairs make no translation "
+            "instructions: their two prompts are the same text.",
+            stacklevel=3,
+        )
+    order = list(range(len(pairs)))
+    random.Random(seed).shuffle(order)
+    return [pairs[i] for i in sorted(order[: max(1, round(share * len(order)))])]
+
+
+def _translations(
+    pairs: list[Pair], directions: tuple[str, ...], template: str, pivot_language: str
+) -> list[Made]:
+    # One pass: a prompt may itself hold "{text}" or "{language}".
+    parts = re.split(r"(\{language\}|\{text\})", template)
+    made: list[Made] = []
+    for pair in pairs:
+        for direction in directions:
+            lang, text, language, output = pair.lang, pair.instruction, pivot_language, pair.pivot
+            if direction == "from_pivot":
+                if pair.lang is None:
+                    raise ValueError(
+                        f'{pair.name}: no language, which "from_pivot" has to name. Name its '
+                        'column with `lang_column=`, or pass `directions="to_pivot"`.'
+                        f" Received: directions={directions!r}"
+                    )
+                lang, text, language, output = pivot_language, pair.pivot, pair.lang, text
+            fields = {"{language}": language_name(language), "{text}": text}
+            instruction = "".join(fields.get(part, part) for part in parts)
+            made.append((pair, direction, lang, instruction, output))
+    return made
+
+
+def language_name(code: str) -> str:
+    """Gives a language's English name; of "pt-BR" that of "pt", of an unknown code the code."""
+    return LANGUAGE_NAMES.get(base_language(code), code)
+
+
+def base_language(code: str) -> str:
+    """Gives the language of a code without its region or script: "pt" of "pt-BR"."""
+    return code.lower().replace("_", "-").split("-")[0]
+
+
+def find_pairs(
+    rows: list[Mapping[str, Any]],
+    *,
+    instruction_column: str,
+    pivot_column: str,
+    lang_column: str,
+    id_column: str,
+    pivot_language: str,
+) -> list[Pair]:
+    """Lists the rows that have a pivot in another language than their own; there must be one."""
+    check_names(
+        instruction_column=instruction_column,
+        pivot_column=pivot_column,
+        lang_column=lang_column,
+        id_column=id_column,
+        pivot_language=pivot_language,
+    )
+    pairs = []
+    for i, row in enumerate(rows):
+        row_id = plain_text(row.get(id_column))
+        name = f"row {i}" if row_id is None else f"row with id {row_id}"
+        pivot = read_text(row, pivot_column, name)
+        if pivot is None:
+            continue
+        instruction = read_text(row, instruction_column, name)
+        if instruction is None:
+            raise ValueError(
+                f"{name}: a pivot needs the same prompt in {instruction_column!r}. Name yours "
+                f"with `instruction_column=`. Received: {describe(row)}"
+            )
+        lang = read_text(row, lang_column, name)
+        # As CCPreprocessor tells them apart, so that a row is a pair here where it is one there.
+        in_pivot_language = is_in(lang, pivot_language) if lang else instruction == pivot
+        if in_pivot_language:
+            continue
+        pairs.append(Pair(i, name, row_id, lang, instruction, pivot))
+    if not pairs:
+        raise ValueError(
+            f"No row has a prompt in two languages: a {pivot_column!r} beside an "
+            f"{instruction_column!r} that is not in {pivot_language!r}. Name your columns with "
+            f"`pivot_column=`, `instruction_column=`. Received: {len(rows)} rows, the first "
+            f"{describe(rows[0])}"
+        )
+    return pairs
+
+
+def is_in(lang: str, language: str) -> bool:
+    """Whether a code is of this language or one of its regions: "en-GB" is in "en"."""
+    lang, language = (code.lower().replace("_", "-") for code in (lang, language))
+    return lang == language or lang.startswith(language + "-")
+
+
+def read_text(row: Mapping[str, Any], column: str, name: str) -> str | None:
+    """Gives a row's text, `None` where it is missing or blank."""
+    text = plain_text(row.get(column))
+    if text is not None and not isinstance(text, str):
+        raise TypeError(f"{name}: {column!r} must be a string. Received: {column}={text!r}")
+    return text if text and text.strip() else None
+
+
+def check_rows(rows: Any) -> list[Mapping[str, Any]]:
+    """Refuses what is not a list of at least one row dict."""
+    if isinstance(rows, Mapping | str | bytes) or not isinstance(rows, Iterable):
+        raise TypeError(f"`rows` must be a list of dicts. Received: rows={describe(rows)}")
+    rows = list(rows)
+    for i, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise TypeError(f"`rows` must be a list of dicts. Received: {describe(row)} as row {i}")
+    if not rows:
+        raise ValueError("`rows` must have at least one row. Received: rows=[]")
+    return rows
+
+
+def check_names(**names: Any) -> None:
+    """Refuses a column or language that is not a non-empty string."""
+    for argument, value in names.items():
+        if not isinstance(value, str) or not value:
+            raise ValueError(
+                f"`{argument}` must be a non-empty string. Received: {argument}={value!r}"
+            )
+
+
+def check_share(argument: str, value: Any) -> None:
+    """Refuses what is not a number in [0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
+        raise ValueError(
+            f"`{argument}` must be a number from 0 to 1. Received: {argument}={value!r}"
+        )
+
+
+def check_seed(seed: Any) -> None:
+    """Refuses what would not draw the same again."""
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ValueError(f"`seed` must be an integer. Received: seed={seed!r}")

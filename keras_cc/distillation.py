@@ -1,0 +1,326 @@
+"""Self-distillation: the model's own English answers supervise its other languages.
+
+Notable choices:
+
+- An answer depends on its English prompt alone, so each distinct prompt is answered once, whatever
+  the number of languages that ask it.
+- Every batch has the same shape (the last is filled up by repetition): one compiled loop serves.
+- The cache names what its answers come from, the hash of all weights included, without those of a
+  connection: the English path does not go through them.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import warnings
+
+import keras
+
+from keras_cc import cc_weights, templates
+from keras_cc.data.columns import describe, plain_text, to_columns
+
+FORMAT = "keras_cc distillation 1"
+
+
+def distill(
+    model,
+    rows,
+    cache=None,
+    *,
+    batch_size=8,
+    max_length=None,
+    sampler="greedy",
+    keep_pivot=True,
+    verbose=True,
+):
+    """Replace the answers of rows by the model's own answers to their English prompts.
+
+        output <- generate(pivot prompt),    output_gold <- output
+
+    Trained on, the rows teach the model to answer the target language as it answers English. The
+    answers stay in English: nothing is translated. A row in the pivot's language gets the model's
+    answer to its own instruction. Columns have the names that `model.preprocessor` gives them.
+
+    A connected model answers on its monolingual, untransformed path. The sampler it was compiled
+    with is left as it was.
+
+    Rows are left out, and counted in a warning, where the answer is empty (the model stops at
+    once) or too long for a training row of `model.preprocessor`. Answers that fill `max_length`,
+    and so are probably cut, are kept and counted in the same warning.
+
+    Args:
+        model: a `keras_cc.CCCausalLM` with a preprocessor, connected or not, usually before it is
+            trained on the target languages.
+        rows: a list (or iterable) of row dicts; they are not changed.
+        cache: path of a JSON Lines file that keeps the answers, or None. It is begun where there
+            is none, and every batch is added as soon as it is answered: a run that was killed
+            goes on from there, and one whose prompts are all in it generates nothing.
+        batch_size: int, prompts generated at a time.
+        max_length: int, tokens of English prompt and answer together. Default: the
+            preprocessor's. A smaller one leaves room for target prompts longer than the English.
+        sampler: a `keras_hub.samplers` object or name.
+        keep_pivot: bool, whether the rows keep their pivot prompt. Without it a connected model
+            trains on them as plain rows.
+        verbose: bool, whether a progress bar is shown.
+
+    Returns:
+        A list of new row dicts, in the order of `rows`. `output` is the model's answer,
+        `output_gold` the answer that was there, if one was (under another `output_column`, that
+        name with `_gold`). A gold answer of an earlier round is kept.
+
+    Raises:
+        TypeError: if `model` is no `CCCausalLM`, `rows` is no list of dicts, or a text no string.
+        ValueError: for a row with neither a pivot prompt nor the pivot's language, or whose
+            prompt leaves no room for an answer (the message names it); if `cache` is no cache, or
+            one of another model or other settings (it stays as it is); if no row is left.
+
+    Example:
+
+    ```python
+    rows = distill(model, rows, cache="english_answers.jsonl", max_length=256)
+    model.fit(rows, batch_size=8)
+    ```
+
+    Source: SDRRL (Zhang et al., ACL 2024, arXiv 2402.12204), without its translated answers and
+    code-switching.
+    """
+    import keras_hub  # here and not above: it imports TensorFlow wherever that is installed
+
+    preprocessor = _check_model(model)
+    max_length = preprocessor.max_length if max_length is None else max_length
+    for name, value, least in (("batch_size", batch_size, 1), ("max_length", max_length, 2)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(
+                f"`{name}` must be an integer of at least {least}. Received: {name}={value!r}"
+            )
+    rows, names, prompts = _english_prompts(preprocessor, rows)
+    lengths = _prompt_lengths(preprocessor, prompts, names, max_length)
+    sampler = keras_hub.samplers.get(sampler)
+    if not isinstance(sampler, keras_hub.samplers.Sampler):
+        raise ValueError(
+            "`sampler` must be a keras_hub.samplers.Sampler or the name of one. "
+            f"Received: sampler={sampler!r}"
+        )
+    answers = {} if cache is None else _read(cache, _header(model, max_length, sampler))
+
+    # Prompts of a length together: generation begins where a batch's shortest prompt ends.
+    missing = sorted((prompt for prompt in lengths if prompt not in answers), key=lengths.get)
+    progress = keras.utils.Progbar(len(missing), verbose=int(verbose), unit_name="prompt")
+    with _sampling(model.causal_lm, sampler):
+        for start in range(0, len(missing), batch_size):
+            batch = missing[start : start + batch_size]
+            found = dict(zip(batch, _generate(model, batch, batch_size, max_length), strict=True))
+            if cache is not None:
+                _append(cache, [{"prompt": p, "answer": a} for p, a in found.items()])
+            answers.update(found)
+            progress.update(start + len(batch))
+
+    distilled, empty, too_long, cut = [], [], [], []
+    for row, name, prompt in zip(rows, names, prompts, strict=True):
+        answer = answers[prompt]
+        length = _answer_length(preprocessor, row, answer, name)
+        if not answer.strip():
+            empty.append(name)
+        elif length is None:
+            too_long.append(name)
+        else:
+            distilled.append(_distilled(preprocessor, row, answer, keep_pivot))
+            if lengths[prompt] + length >= max_length:
+                cut.append(name)
+    said = [
+        f"{len(found)} of {len(rows)} rows {message} (the first: {found[0]})."
+        for found, message in (
+            (empty, "are left out: the model's answer is empty"),
+            (too_long, f"are left out: the answer is too long for {preprocessor.max_length=}"),
+            (cut, f"have an answer that fills {max_length=} and is probably cut"),
+        )
+        if found
+    ]
+    if not distilled:
+        raise ValueError(
+            "`model` must answer some English prompt, within the preprocessor's length: no row is "
+            f"left. Received: {' '.join(said)}"
+        )
+    if said:
+        warnings.warn(" ".join(said), stacklevel=2)
+    return distilled
+
+
+def _check_model(model):
+    if not hasattr(model, "causal_lm") or not hasattr(model, "connection"):
+        raise TypeError(
+            "`model` must be a keras_cc.CCCausalLM; `CCCausalLM(causal_lm, connection=None)` makes "
+            f"one of a causal language model. Received: model={model!r}"
+        )
+    if model.preprocessor is None:
+        raise ValueError(
+            "`model` must have a preprocessor, since prompts are strings: set `model.preprocessor "
+            "= keras_cc.CCPreprocessor(tokenizer)`. Received: model.preprocessor=None"
+        )
+    return model.preprocessor
+
+
+def _english_prompts(preprocessor, rows):
+    """The rows as a list, their names, and the prompt that the model answers for each."""
+    found = [] if isinstance(rows, (str, bytes, dict)) else list(rows)
+    if not found or not all(isinstance(row, dict) for row in found):
+        raise TypeError(
+            f"`rows` must be a list of row dicts, at least one. Received: rows={describe(rows)}"
+        )
+    lang_column, pivot_column = preprocessor.lang_column, preprocessor.pivot_column
+    read = (preprocessor.instruction_column, pivot_column, lang_column, preprocessor.id_column)
+    columns = to_columns(found, read)
+    names = preprocessor._row_names(columns, len(found))
+    instructions = preprocessor._texts(columns, preprocessor.instruction_column, names)
+    prompts = preprocessor._pivots(columns, instructions, names)
+    for i, row in enumerate(found):
+        if prompts[i] is not None:
+            continue
+        # As in training: what is in the pivot's language has no pivot beside it.
+        lang, pivot = plain_text(row.get(lang_column)), plain_text(row.get(pivot_column))
+        if not (preprocessor._is_pivot_language(lang) if lang else pivot == instructions[i]):
+            raise ValueError(
+                f"{names[i]}: there is no {pivot_column!r} for the model to answer. Give it one, "
+                f"or leave the row out; a row in {preprocessor.pivot_language!r} itself says so in "
+                f"{lang_column!r}. Received: {pivot_column}={pivot!r}, {lang_column}={lang!r}"
+            )
+        prompts[i] = instructions[i]
+    return found, names, prompts
+
+
+def _prompt_lengths(preprocessor, prompts, names, max_length):
+    """Tokens of each distinct prompt; one that leaves no room for an answer is refused."""
+    lengths = {}
+    for prompt, name in zip(prompts, names, strict=True):
+        if prompt not in lengths:
+            try:
+                inputs = preprocessor.generate_preprocess([prompt], max_length)
+            except ValueError as error:
+                raise ValueError(f"{name}: its prompt cannot be answered: {error}") from error
+            lengths[prompt] = int(inputs["padding_mask"].sum())
+    return lengths
+
+
+def _generate(model, batch, batch_size, max_length):
+    prompts = batch + batch[-1:] * (batch_size - len(batch))
+    # A row with an empty pivot goes around the connection and its transform.
+    options = {} if model.connection is None else {"pivot_prompts": [""] * batch_size}
+    return model.generate(prompts, max_length, strip_prompt=True, **options)[: len(batch)]
+
+
+@contextlib.contextmanager
+def _sampling(causal_lm, sampler):
+    """Generate with another sampler for a while; `compile` would forget the user's options."""
+    kept = causal_lm.sampler, causal_lm.generate_function
+    causal_lm.sampler, causal_lm.generate_function = sampler, None
+    try:
+        yield
+    finally:
+        causal_lm.sampler, causal_lm.generate_function = kept
+
+
+def _answer_length(preprocessor, row, answer, name):
+    """Tokens of an answer, or None where it does not fit into a training row."""
+    encoder = preprocessor._get_encoder()
+    prompt = encoder.prompts([plain_text(row[preprocessor.instruction_column])])[0]
+    ids = encoder.answers([answer])[0]
+    try:
+        preprocessor._row(prompt, ids, name)
+    except ValueError:
+        return None
+    return len(ids)
+
+
+def _distilled(preprocessor, row, answer, keep_pivot):
+    column = preprocessor.output_column
+    new = {**row, column: answer}
+    if column in row:
+        new.setdefault(f"{column}_gold", row[column])
+    if not keep_pivot:
+        new.pop(preprocessor.pivot_column, None)
+    return new
+
+
+def _header(model, max_length, sampler):
+    """What the answers depend on, as it comes back from JSON."""
+    header = {
+        "format": FORMAT,
+        "backbone": cc_weights._facts(model.causal_lm.backbone),
+        "weights": _fingerprint(model),
+        "template": templates.serialize(model.preprocessor.template),
+        "add_start_token": model.preprocessor.add_start_token,
+        "max_length": max_length,
+        "sampler": keras.saving.serialize_keras_object(sampler),
+        "stop_token_ids": model.preprocessor.stop_token_ids,
+    }
+    return json.loads(json.dumps(header))
+
+
+def _fingerprint(model):
+    """SHA-256 of the causal LM's weights, each one's shape and float32 values.
+
+    Stored values in their order, and no names: equal on every backend and in every process.
+    """
+    own = {id(v) for layer in model.connection_layers().values() for v in layer.weights}
+    digest = hashlib.sha256()
+    for variable in model.causal_lm.weights:
+        if id(variable) not in own:
+            digest.update(str(tuple(variable.shape)).encode())
+            digest.update(cc_weights._to_numpy(variable).astype("<f4", copy=False))
+    return digest.hexdigest()
+
+
+def _read(cache, header):
+    """The answers in a cache, by prompt. It is begun where there is none."""
+    path = os.path.abspath(cache)
+    if not os.path.isdir(os.path.dirname(path)):
+        raise ValueError(f"`cache` must be in a folder that exists. Received: cache={path!r}")
+    if not os.path.exists(path):
+        cc_weights._write_whole(path, lambda temporary: _append(temporary, [header]))
+    with open(path, "rb") as file:
+        *lines, torn = file.read().split(b"\n")
+    found, *entries = [_parse(line) for line in lines] or [None]
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise ValueError(
+            f"`cache` must be a file that `distill` wrote ({FORMAT!r}), or a path where there is "
+            f"none yet. Received: cache={path!r}, which is something else and stays as it is"
+        )
+    different = [
+        f"{name}: {found.get(name)!r} in the file, {value!r} here"
+        for name, value in header.items()
+        if found.get(name) != value
+    ]
+    if different:
+        raise ValueError(
+            "`cache` holds answers of another model or other settings, and stays as it is: give "
+            "another path, or delete the file if nobody needs it. "
+            f"Received: cache={path!r} with {'; '.join(different)}"
+        )
+    for number, entry in enumerate(entries, start=2):
+        if not isinstance(entry, dict) or set(entry) != {"prompt", "answer"}:
+            raise ValueError(
+                "`cache` must have a prompt and its answer on every line after the first: delete "
+                f"the one that has not. Received: line {number} of cache={path!r}"
+            )
+    if torn:
+        warnings.warn(
+            f"The last line of cache={path!r} is torn, as when a run is killed while it writes: "
+            "it is removed, and its prompt answered again.",
+            stacklevel=3,
+        )
+        os.truncate(path, os.path.getsize(path) - len(torn))
+    return {entry["prompt"]: entry["answer"] for entry in entries}
+
+
+def _parse(line):
+    try:
+        return json.loads(line)
+    except ValueError:  # not JSON, or not even text
+        return None
+
+
+def _append(path, entries):
+    lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries]
+    with open(path, "ab") as file:  # bytes: a line ends in "\n" on every system
+        file.write("".join(lines).encode("utf-8"))

@@ -1,0 +1,68 @@
+import abc
+
+from keras_cc.layers.cc_feed_forward import check_option
+
+SITES = ("hidden", "ffn", "attention")
+
+
+class Intervention(abc.ABC):
+    """A transform at inference: states at the last prompt token are replaced, nothing is trained.
+
+    It is set on a model, `model.intervention = ...`, and takes part in `generate`, `evaluate` and
+    a call on the path that a user gets; training does not see it.
+
+    Subclasses are `XTransplant` and `Incline`.
+
+    Args:
+        site: `"hidden"` (a block's output), `"ffn"` or `"attention"` (the sublayer's output,
+            before any norm and the residual sum).
+    """
+
+    #: Whether it reads the pivot prompt's pass; else it reads a plain pass over the target's own.
+    needs_pivot = False
+    #: How many numbers `swept` has.
+    num_swept = 0
+
+    def __init__(self, site):
+        check_option("site", site, SITES)
+        self.site = site
+
+    def check(self, num_blocks):
+        """Raise a `ValueError` if the intervention does not fit a model of `num_blocks`."""
+
+    def own_layers(self, num_blocks, dim):
+        """Built layers to attach, by block number."""
+        return {}
+
+    def sites(self, num_blocks):
+        """The sites of the pass before that it reads."""
+        return {(self.site, number) for number in range(num_blocks)}
+
+    def swept(self):
+        """The numbers that a search tries, as floats; `edit` can be given others."""
+        return ()
+
+    @abc.abstractmethod
+    def edit(self, scope, where, states, swept=None):
+        """Have `scope` change the states at `where`.
+
+        Args:
+            scope: a `keras_cc.pairing.Pass`, not run yet.
+            where: bool tensor `(batch, length)`, True at the last prompt token of the rows that
+                are changed.
+            states: a dict from site to float tensor `(batch, dim)`, from the pass before.
+            swept: None, or float tensor `(batch, num_swept)` in place of `swept()`, the same in
+                each row: one compiled function then serves a whole search.
+        """
+
+    @abc.abstractmethod
+    def get_config(self):
+        """Every option by name; `from_config` takes it back."""
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+    def __repr__(self):
+        options = ", ".join(f"{name}={value!r}" for name, value in self.get_config().items())
+        return f"{type(self).__name__}({options})"

@@ -1,0 +1,240 @@
+"""What an objective is, what it is given, and what objectives share.
+
+Notable choices:
+
+- An objective sees hidden states and masks alone. It runs no model: the same objective works on
+  any family, and the model decides which passes it needs.
+- A loss comes back as a sum and a count for each row, so that the denominator stays right over
+  replicas and accumulated micro-batches.
+- A row that cannot be counted gives 0 to both, and no gradient, whatever its states hold.
+"""
+
+import abc
+import dataclasses
+import math
+from collections.abc import Callable
+from numbers import Integral, Real
+from typing import Any
+
+from keras import ops
+
+
+@dataclasses.dataclass
+class PairStates:
+    """What the two passes over a batch of pairs leave for the objectives.
+
+    Attributes:
+        target: block number to that block's output in the target's pass, float `(B, T, d)`.
+        pivot: block number to that block's output in the pivot's pass, float `(B, S, d)`.
+        target_mask: bool `(B, T)`, True at the target's prompt tokens. The answer and the
+            padding are left out.
+        pivot_mask: bool `(B, S)`, True at the pivot prompt's real tokens.
+        has_pivot: bool `(B,)`.
+        pivot_token_ids: int `(B, S)`.
+        lens: from hidden states `(B, K, d)` to logits `(B, K, vocabulary)`: the final norm
+            and the head, their weights frozen.
+        num_blocks: int, how many decoder blocks the model has.
+    """
+
+    target: dict[int, Any]
+    pivot: dict[int, Any]
+    target_mask: Any
+    pivot_mask: Any
+    has_pivot: Any
+    pivot_token_ids: Any
+    lens: Callable
+    num_blocks: int
+
+
+class Objective(abc.ABC):
+    """An extra loss on pairs, computed from the hidden states of both passes.
+
+    An object of options, checked when it is made. A subclass has a `name`, says which
+    blocks it wants and computes the loss; a new one needs no change anywhere else.
+
+    Args:
+        weight: float >= 0, the loss's weight beside the task loss.
+        alternating: bool, whether training steps take turns between the task loss and
+            this one, instead of adding them up.
+
+    Attributes:
+        name: str, the name under which the loss is reported.
+        least_rows: int, how many rows with a pivot a batch needs for the loss to be any.
+
+    Raises:
+        ValueError: naming the option, what it takes and what was received.
+
+    Example:
+
+    ```python
+    @keras.saving.register_keras_serializable(package="my_package")
+    class LastBlockDistance(keras_cc.objectives.Objective):
+        name = "distance"
+
+        def target_blocks(self, num_blocks):
+            return (num_blocks - 1,)
+
+        pivot_blocks = target_blocks
+
+        def __call__(self, states):
+            (block,) = self.target_blocks(states.num_blocks)
+            target, pivot = states.target[block][:, -1], states.pivot[block][:, -1]
+            has_pivot = keras.ops.cast(states.has_pivot, "float32")
+            return keras.ops.mean((target - pivot) ** 2, axis=-1) * has_pivot, has_pivot
+
+
+    keras_cc.objectives.get_all(["dft", LastBlockDistance(weight=0.1)])
+    ```
+    """
+
+    name: str
+    least_rows = 1
+
+    def __init__(self, weight=1.0, alternating=False):
+        self.weight = number("weight", weight)
+        self.alternating = choice("alternating", alternating, (True, False))
+
+    @abc.abstractmethod
+    def target_blocks(self, num_blocks):
+        """The blocks whose outputs are wanted of the target's pass.
+
+        Args:
+            num_blocks: int, how many decoder blocks the model has.
+
+        Returns:
+            A tuple of block numbers from 0, in order.
+
+        Raises:
+            ValueError: if an option names a block that the model does not have.
+        """
+
+    @abc.abstractmethod
+    def pivot_blocks(self, num_blocks):
+        """As `target_blocks`, of the pivot's pass."""
+
+    @abc.abstractmethod
+    def __call__(self, states):
+        """The loss of each row.
+
+        Args:
+            states: a `PairStates`.
+
+        Returns:
+            `(values, counts)`, float32 `(B,)`: the loss summed over what is counted in the
+            row, and how much that is. A row that cannot be counted has 0 and 0.
+        """
+
+    def get_config(self):
+        """Every option by name; `from_config` takes it back."""
+        return {"weight": self.weight, "alternating": self.alternating}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+    def __repr__(self):
+        options = ", ".join(f"{name}={value!r}" for name, value in self.get_config().items())
+        return f"{type(self).__name__}({options})"
+
+
+# ---------------------------------------------------------------- options
+
+
+def choice(name, value, choices):
+    """`value`, if it is one of `choices` and of the same type."""
+    if not any(type(value) is type(one) and value == one for one in choices):
+        raise ValueError(f"`{name}` must be one of {choices}. Received: {name}={value!r}")
+    return value
+
+
+def number(name, value, positive=False):
+    """`value` as a float, if it is finite and >= 0, or > 0."""
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_number or not 0 <= float(value) < math.inf or (positive and value == 0):
+        limit = "> 0" if positive else ">= 0"
+        raise ValueError(f"`{name}` must be a number {limit}. Received: {name}={value!r}")
+    return float(value)
+
+
+def count(name, value):
+    """`value` as an int, if it is an integer >= 0."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"`{name}` must be an integer >= 0. Received: {name}={value!r}")
+    return int(value)
+
+
+def block(name, value):
+    """`value`, if it can name a block: an integer, or a float in (0, 1)."""
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    if isinstance(value, Real) and 0 < float(value) < 1:
+        return float(value)
+    raise ValueError(
+        f"`{name}` must be an integer, a block number (negative: from the end), or a float in "
+        f"(0, 1), a share of the model's depth. Received: {name}={value!r}"
+    )
+
+
+def block_number(name, value, num_blocks):
+    """The block, from 0, that an option names in a model of `num_blocks`.
+
+    A share of the depth names the block at whose output that share of the blocks has run,
+    rounded: 0.5 is block 15 of 32, the sixteenth.
+    """
+    if isinstance(value, float):
+        return max(round(value * num_blocks), 1) - 1
+    if not -num_blocks <= value < num_blocks:
+        raise ValueError(
+            f"`{name}` must be a block number from 0 to {num_blocks - 1} (or a negative one from "
+            f"the end) for this model of {num_blocks} blocks. Received: {name}={value!r}"
+        )
+    return value % num_blocks
+
+
+# ---------------------------------------------------------------- states
+
+
+def content_masks(states, sink_tokens):
+    """What is pooled of each stream, and which rows have something to pool on both sides.
+
+    Args:
+        states: a `PairStates`.
+        sink_tokens: int, how many real tokens at the start of a stream are left out.
+
+    Returns:
+        `(target_mask, pivot_mask, counted)`: bool `(B, T)`, `(B, S)` and `(B,)`.
+    """
+    masks = [_beyond(mask, sink_tokens) for mask in (states.target_mask, states.pivot_mask)]
+    counted = ops.cast(states.has_pivot, "bool")
+    for mask in masks:
+        counted = ops.logical_and(counted, ops.any(mask, axis=1))
+    return *masks, counted
+
+
+def pool(hidden, mask, method):
+    """One float32 vector a row, `(B, d)`: the mean or the last of the tokens in `mask`.
+
+    Zeros for a row without any. What stands outside of the mask reaches neither the result
+    nor a gradient, even where it is not finite.
+    """
+    if method == "last":
+        seen = ops.cumsum(ops.cast(mask, "int32"), axis=1)
+        mask = ops.logical_and(mask, seen == seen[:, -1:])
+    total = ops.sum(ops.where(mask[..., None], ops.cast(hidden, "float32"), 0.0), axis=1)
+    tokens = ops.sum(ops.cast(mask, "float32"), axis=1, keepdims=True)
+    return total / ops.maximum(tokens, 1.0)
+
+
+def unit(vectors):
+    """`vectors` of length 1; a vector shorter than 1e-6 has no direction and gives zeros."""
+    squared = ops.sum(ops.square(vectors), axis=-1, keepdims=True)
+    has_direction = squared > 1e-12
+    # A constant where there is none, so that its gradient is 0 and not 0 times infinity.
+    scale = ops.rsqrt(ops.where(has_direction, squared, 1.0))
+    return ops.where(has_direction, vectors * scale, 0.0)
+
+
+def _beyond(mask, skipped):
+    """`mask` without the first `skipped` True positions of each row."""
+    mask = ops.cast(mask, "bool")
+    return ops.logical_and(mask, ops.cumsum(ops.cast(mask, "int32"), axis=1) > skipped)
