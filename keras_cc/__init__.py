@@ -15,5 +15,7 @@ from keras_cc.interventions import XTransplant as XTransplant
 from keras_cc.objectives import DFT as DFT
 from keras_cc.objectives import Contrastive as Contrastive
 from keras_cc.preprocessing import CCPreprocessor as CCPreprocessor
+from keras_cc.search import SearchResult as SearchResult
+from keras_cc.search import search as search
 from keras_cc.templates import PromptTemplate as PromptTemplate
 from keras_cc.version import __version__ as __version__

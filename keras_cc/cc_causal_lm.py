@@ -2,6 +2,7 @@ import keras
 from keras import ops
 
 from keras_cc import (
+    calibration,
     cc_weights,
     connections,
     generation,
@@ -142,7 +143,7 @@ class CCCausalLM(PairedTrainer):
         pivot = passes.pivot(self, inputs, training, observed=of_pivot)
         scope = passes.connected(self, inputs, pivot, training)
         scope.observed |= of_target
-        outputs = {"logits": self._logits(passes.run(self, inputs, scope, training), inputs)}
+        outputs = {"logits": self.logits(passes.run(self, inputs, scope, training), inputs)}
         if self.connection is not None:
             outputs.update(self.connection.outputs(scope))
         if self.objectives:
@@ -152,9 +153,10 @@ class CCCausalLM(PairedTrainer):
     def _user_logits(self, inputs, training):
         # An intervention is one at inference: training does not see it.
         scope = pairing.Pass() if training else passes.user(self, inputs)
-        return self._logits(passes.run(self, inputs, scope, training), inputs)
+        return self.logits(passes.run(self, inputs, scope, training), inputs)
 
-    def _logits(self, hidden, inputs):
+    def logits(self, hidden, inputs):
+        """Logits of hidden states `(B, T, d)`, at `answer_positions` where the inputs have them."""
         positions = inputs.get("answer_positions")
         if positions is not None:
             hidden = gather(hidden, positions)
@@ -221,6 +223,67 @@ class CCCausalLM(PairedTrainer):
         self.causal_lm.backbone.enable_lora(rank, target_layer_names)
         surgery.unfreeze(layers)
         self._compile_anew()
+
+    def fit_transform(
+        self,
+        x,
+        y=None,
+        batch_size=None,
+        *,
+        sample_weight=None,
+        ridge="auto",
+        positions=None,
+        verbose="auto",
+    ):
+        """Solve the transforms exactly, by ridge regression over one pass of paired rows.
+
+            W = argmin_W  sum_n w_n || f_n W - g_n ||^2  +  penalty || W - W0 ||^2
+
+        Fused connection: one `W_l` a layer, from `F_l(x)` to the fusion in the connected pass,
+        weighted as the connection's alignment error is, and `W0` the transform as it is, so that
+        the alignment loss on these rows is never higher afterwards. Selected connection: one `X`
+        for all layers, from the target's feed-forward activations to the pivot's at their last
+        prompt tokens. `Incline` intervention (where one is set, that is what is fitted): one `W_l`
+        a layer, with `W0 = 0`. Sums are kept in float64, O(layers d^2) in memory, whatever the
+        number of rows; a batch's activations are held at once, so lower `batch_size` for large
+        models. Call it after training.
+
+        Args:
+            x, y, sample_weight: paired rows, as in `fit`. Rows without a pivot are passed over.
+            batch_size: int, rows a batch. Default 8.
+            ridge: float >= 0, the penalty in units of the mean squared activation, so that it has
+                no scale; 0 is plain least squares. `"auto"`: a power of ten, chosen for each
+                matrix by the error on every fifth pair, then all pairs are used.
+            positions: `"all"` tokens of the target (the fused connection's default) or the
+                `"last"` prompt token (the only one that the others have).
+            verbose: 0 for no progress bar.
+
+        Returns:
+            A dict from a matrix's name to its `keras_cc.ridge.RidgeFit`: the errors before
+            and after, the ridge, the rank.
+
+        Raises:
+            ValueError: if there is nothing to fit, or no row has a pivot.
+
+        Example:
+
+        ```python
+        fits = model.fit_transform(rows, batch_size=8)
+        fits["block_0"].error_after <= fits["block_0"].error_before  # True
+        ```
+
+        Source: the Transform Matrix of CC-Tuning (arXiv 2506.00875, `get_matrix.py` of its
+        code), and INCLINE (arXiv 2410.12462).
+        """
+        source = x if y is None and sample_weight is None else (x, y, sample_weight)
+        return calibration.fit_transform(
+            self,
+            source,
+            batch_size=batch_size,
+            ridge=ridge,
+            positions=positions,
+            verbose=verbose,
+        )
 
     # ---------------------------------------------------------------- inference
 

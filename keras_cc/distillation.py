@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import warnings
+from collections.abc import Mapping
 
 import keras
 
@@ -73,7 +74,8 @@ def distill(
         TypeError: if `model` is no `CCCausalLM`, `rows` is no list of dicts, or a text no string.
         ValueError: for a row with neither a pivot prompt nor the pivot's language, or whose
             prompt leaves no room for an answer (the message names it); if `cache` is no cache, or
-            one of another model or other settings (it stays as it is); if no row is left.
+            one of another model or other settings (it stays as it is); if `model` has an
+            intervention; if no row is left.
 
     Example:
 
@@ -158,13 +160,18 @@ def _check_model(model):
             "`model` must have a preprocessor, since prompts are strings: set `model.preprocessor "
             "= keras_cc.CCPreprocessor(tokenizer)`. Received: model.preprocessor=None"
         )
+    if getattr(model, "intervention", None) is not None:
+        raise ValueError(
+            "`model` must answer as it is: set `model.intervention = None` to distill. "
+            f"Received: model.intervention={model.intervention!r}"
+        )
     return model.preprocessor
 
 
 def _english_prompts(preprocessor, rows):
     """The rows as a list, their names, and the prompt that the model answers for each."""
-    found = [] if isinstance(rows, (str, bytes, dict)) else list(rows)
-    if not found or not all(isinstance(row, dict) for row in found):
+    found = [] if isinstance(rows, (str, bytes, Mapping)) else list(rows)
+    if not found or not all(isinstance(row, Mapping) for row in found):
         raise TypeError(
             f"`rows` must be a list of row dicts, at least one. Received: rows={describe(rows)}"
         )
@@ -298,7 +305,8 @@ def _read(cache, header):
             f"Received: cache={path!r} with {'; '.join(different)}"
         )
     for number, entry in enumerate(entries, start=2):
-        if not isinstance(entry, dict) or set(entry) != {"prompt", "answer"}:
+        types = {k: type(v) for k, v in entry.items()} if isinstance(entry, dict) else None
+        if types != {"prompt": str, "answer": str}:
             raise ValueError(
                 "`cache` must have a prompt and its answer on every line after the first: delete "
                 f"the one that has not. Received: line {number} of cache={path!r}"

@@ -45,7 +45,7 @@ def user(model, inputs):
     Passes that have to come before it are run: over the target's own prompt, over the pivot's.
     """
     intervention = model.intervention
-    scope = _monolingual(model, inputs)
+    scope = monolingual(model, inputs)
     if intervention is None:
         return scope
     real = ops.cast(inputs["padding_mask"], "bool")
@@ -62,7 +62,7 @@ def user(model, inputs):
         last = pairing.last_prompt(source.mask)
         where = ops.logical_and(where, ops.any(last, axis=1, keepdims=True))
     else:
-        source, last = _monolingual(model, inputs), where
+        source, last = monolingual(model, inputs), where
         source.observed |= sites
         run(model, inputs, source)
     states = {site: pairing.pick(source.states[site], last) for site in sites}
@@ -76,7 +76,8 @@ def is_plain(model):
     return model.intervention is None and not own
 
 
-def _monolingual(model, inputs):
+def monolingual(model, inputs):
+    """The monolingual pass, without an intervention, not run yet."""
     connection = model.connection
     if connection is None:
         return pairing.Pass()

@@ -23,7 +23,7 @@ LEVELS = (
     ("taps",),
     ("surgery",),
     ("callbacks", "paired_trainer", "passes", "cc_weights"),
-    ("generation",),
+    ("calibration", "generation", "search"),
     ("cc_causal_lm",),
     ("distillation",),
     ("recipes",),

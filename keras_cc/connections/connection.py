@@ -67,7 +67,8 @@ class Connection(abc.ABC):
         return pairing.Pass()
 
     def extend(self, scope, inputs):
-        """Have a connected `scope` go on over the tokens that are generated."""
+        """Have a connected `scope` go on over the tokens that are generated, if it does."""
+        return None  # a body of its own, since TensorFlow's AutoGraph reads the source
 
     def outputs(self, scope):
         """What a connected pass leaves in the model's outputs, tensors by name."""

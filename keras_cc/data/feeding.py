@@ -138,6 +138,8 @@ def _as_tf_dataset(batches: "PreparedBatches", length: "int | float | None") -> 
     x["row_ids"] = spec(1, "int32")
     if batches.accumulate > 1:
         x["loss_scale"] = spec(2, "float32")
+    if batches.alternate:
+        x["objective_turn"] = spec(1, "int32")
     signature = (x, spec(2, "int32"), spec(2, "float32"))
     # A generator, not a map: the width of `answer_positions` changes from batch to batch.
     dataset = tf.data.Dataset.from_generator(

@@ -18,7 +18,7 @@ class Incline(Intervention):
 
     Args:
         sigma: float, how far. The authors sweep it over [-1, 1] for each task and language; see
-            `keras_cc.interventions.search`.
+            `keras_cc.search`.
         site: `"hidden"` (best on XCOPA, 65.2), `"ffn"` (64.2) or `"attention"` (63.9).
 
     Raises:
@@ -38,7 +38,7 @@ class Incline(Intervention):
     57.1 / 59.4.
     """
 
-    num_swept = 1
+    swept_options = ("sigma",)
 
     def __init__(self, sigma=0.1, site="hidden"):
         super().__init__(site)
@@ -61,9 +61,6 @@ class Incline(Intervention):
             layers[number].build((None, dim))
         self.matrices = layers
         return layers
-
-    def swept(self):
-        return (self.sigma,)
 
     def edit(self, scope, where, states, swept=None):
         sigma = self.sigma if swept is None else swept[0, 0]

@@ -20,8 +20,8 @@ class Intervention(abc.ABC):
 
     #: Whether it reads the pivot prompt's pass; else it reads a plain pass over the target's own.
     needs_pivot = False
-    #: How many numbers `swept` has.
-    num_swept = 0
+    #: The options that a search tries values of; each is one number.
+    swept_options = ()
 
     def __init__(self, site):
         check_option("site", site, SITES)
@@ -39,8 +39,8 @@ class Intervention(abc.ABC):
         return {(self.site, number) for number in range(num_blocks)}
 
     def swept(self):
-        """The numbers that a search tries, as floats; `edit` can be given others."""
-        return ()
+        """The values of `swept_options`; `edit` can be given others."""
+        return tuple(getattr(self, name) for name in self.swept_options)
 
     @abc.abstractmethod
     def edit(self, scope, where, states, swept=None):
@@ -51,8 +51,8 @@ class Intervention(abc.ABC):
             where: bool tensor `(batch, length)`, True at the last prompt token of the rows that
                 are changed.
             states: a dict from site to float tensor `(batch, dim)`, from the pass before.
-            swept: None, or float tensor `(batch, num_swept)` in place of `swept()`, the same in
-                each row: one compiled function then serves a whole search.
+            swept: None, or float tensor `(batch, number of swept options)` in place of `swept()`,
+                the same in each row: one compiled function then serves a whole search.
         """
 
     @abc.abstractmethod

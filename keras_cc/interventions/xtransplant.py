@@ -34,12 +34,12 @@ class XTransplant(Intervention):
     ```
 
     Source: XTransplant (Ye et al., arXiv 2412.12686; YYF-Tommy/XTransplant). There every pair of
-    layers is tried, and the best one a question gives an upper bound; `keras_cc.interventions.
-    search` picks one pair on a dev set.
+    layers is tried, and the best one a question gives an upper bound; `keras_cc.search` picks one
+    pair on a dev set.
     """
 
     needs_pivot = True
-    num_swept = 2
+    swept_options = ("source_layer", "target_layer")
 
     def __init__(self, source_layer, target_layer, site="ffn"):
         super().__init__(site)
@@ -56,9 +56,6 @@ class XTransplant(Intervention):
                     f"one from the end) for this model of {num_blocks} blocks. "
                     f"Received: {name}={number}"
                 )
-
-    def swept(self):
-        return (self.source_layer, self.target_layer)
 
     def edit(self, scope, where, states, swept=None):
         num_blocks = len(states)

@@ -190,6 +190,7 @@ class TestGradients:
         first = result(objective, states)[0].sum()
         for _ in range(40):
             found = state_gradients(objective, states)
-            states.target[0] = states.target[0] - 0.3 * found["target", 0]
-            states.pivot[0] = states.pivot[0] - 0.3 * found["pivot", 0]
+            for stream in ("target", "pivot"):
+                blocks = getattr(states, stream)
+                blocks[0] = blocks[0] - ops.convert_to_tensor(0.3 * found[stream, 0])
         assert result(objective, states)[0].sum() < 0.3 * first
