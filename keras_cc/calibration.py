@@ -4,7 +4,7 @@
 
 | what is fitted | f (source) | g (goal) | matrices |
 | --- | --- | --- | --- |
-| `FusedConnection` | F_l(x), in the connected pass | the fusion that it stands in for | one a layer |
+| `FusedConnection` | F_l(x) of the connected pass | the fusion in its place | one a layer |
 | `SelectedConnection` | F_l(x) of the plain pass | F_l(p) | one for all layers |
 | `Incline` | z_l(x) of the plain pass | z_l(p) | one a layer |
 

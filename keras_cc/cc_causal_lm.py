@@ -1,5 +1,4 @@
 import keras
-from keras import ops
 
 from keras_cc import (
     calibration,
@@ -12,6 +11,7 @@ from keras_cc import (
     surgery,
     taps,
 )
+from keras_cc.families import family_of
 from keras_cc.layers import CCFeedForward
 from keras_cc.paired_trainer import PairedTrainer, gather
 from keras_cc.preprocessing import CCPreprocessor
@@ -98,8 +98,9 @@ class CCCausalLM(PairedTrainer):
             raise ValueError(
                 "`causal_lm` is connected already. Received: a connected model with connection=None"
             )
-        self.num_blocks = len(causal_lm.backbone.transformer_layers)
-        passes.objective_sites(self.objectives, self.num_blocks)  # layers outside the model
+        if self.objectives:  # before anything changes: a model, and layers, that they can read
+            family_of(causal_lm.backbone)
+            passes.objective_sites(self.objectives, len(causal_lm.backbone.transformer_layers))
         # Untracked, as everything that belongs to the causal LM: it is tracked there.
         self._connection_layers = _Untracked({})
         if self.connection is not None:
@@ -163,6 +164,11 @@ class CCCausalLM(PairedTrainer):
         return self._head.value(hidden)
 
     @property
+    def num_blocks(self):
+        """The number of the backbone's decoder blocks."""
+        return len(self.causal_lm.backbone.transformer_layers)
+
+    @property
     def lens(self):
         """The logit lens: a decoder block's output `(B, K, d)` to logits, weights frozen."""
         if self._lens.value is None:
@@ -189,6 +195,7 @@ class CCCausalLM(PairedTrainer):
                     "beside a connection: call `merge()` or `disconnect()` first, or make the "
                     f"model with `connection=None`. Received: connection={self.connection!r}"
                 )
+            family_of(self.causal_lm.backbone)
             value.check(self.num_blocks)
         if self.intervention is not None:
             surgery.detach(self.causal_lm, "intervention")

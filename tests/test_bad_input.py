@@ -64,7 +64,7 @@ RIGHT = {
     "transform": ["linear", "low_rank", "mlp", None],
     "layers": ["all", [0], (1, 0), range(2), [-1], np.arange(2)],
     "alignment_loss_weight": [0, 0.5, 3],
-    "dropout": [0, 0.9],
+    "dropout": [0, 0.9, 1],
     "sink_tokens": [0, 4],
     "initial_gate": [0.01, 0.99],
     "rank": [1, 64],
@@ -78,7 +78,7 @@ WRONG = {
     "transform": ["cubic", True, 0, ["linear"]],
     "layers": ["some", [], None, True, 1, [True], [0.5], ["0"]],
     "alignment_loss_weight": [-1, "1", None, True, float("nan"), float("inf")],
-    "dropout": [-0.1, 1, 1.5, "half", None, True],
+    "dropout": [-0.1, 1.01, 1.5, "half", None, True],
     "sink_tokens": [-1, 0.5, None, True],
     "initial_gate": [0, 1, -1, "half", None, True],
     "rank": [0, -1, 1.5, "4", None, True],
@@ -137,14 +137,14 @@ def test_layers_that_the_model_does_not_have(layers):
 @pytest.mark.parametrize("connection", ["fuse", 1, FusedConnection, ["fused"], True])
 def test_a_connection_of_no_kind(connection):
     with pytest.raises(
-        ValueError, match=r"`connection` must be one of \['fused'\].*Received: conn"
+        ValueError, match=r"`connection` must be one of \['fused', 'selected'\].*Received: conn"
     ):
         keras_cc.CCCausalLM(tiny.causal_lm(), connection)
 
 
-@pytest.mark.parametrize("objectives", [["contrastive"], "contrastive", (None,), 3])
+@pytest.mark.parametrize("objectives", [["contrast"], "infonce", (None,), 3])
 def test_objectives(objectives):
-    with pytest.raises(ValueError, match=r"`objectives` must be empty.*Received: objectives="):
+    with pytest.raises(ValueError, match=r"`objectives` must be one of.*Received: objectives="):
         keras_cc.CCCausalLM(tiny.causal_lm(), objectives=objectives)
 
 

@@ -122,8 +122,9 @@ def test_answers_are_the_models_own_one_by_one(shared):
 
 
 @cut
-def test_a_connected_model_answers_untransformed():
-    model = make("fused")
+@pytest.mark.parametrize("connection", ["fused", "selected"])
+def test_a_connected_model_answers_untransformed(connection):
+    model = make(connection)
     transformed = [model.generate(prompt, LENGTH, strip_prompt=True) for prompt in PROMPTS]
     answers = outputs(run(model))
     model.disconnect()

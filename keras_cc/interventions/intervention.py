@@ -29,6 +29,7 @@ class Intervention(abc.ABC):
 
     def check(self, num_blocks):
         """Raise a `ValueError` if the intervention does not fit a model of `num_blocks`."""
+        return None
 
     def own_layers(self, num_blocks, dim):
         """Built layers to attach, by block number."""

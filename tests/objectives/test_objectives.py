@@ -356,3 +356,16 @@ class TestPool:
             assert pivot.sum(1).tolist() == [2, 3, 2, 0]
             assert counted.tolist() == [True, True, False, False]
             assert not target[:, : left + 1].any()
+
+
+@pytest.mark.parametrize("objective", [DFT(), DFT("logit"), Contrastive()], ids=repr)
+def test_a_row_that_is_said_to_have_no_pivot_is_not_counted(objective):
+    # Whatever its mask says: the other rows are what they are without it.
+    rows = make_rows([(4, 3), (3, 5), (5, 4)])
+    states = pack(rows)
+    states.has_pivot = ops.convert_to_tensor(np.array([True, False, True]))
+    values, counts = result(objective, states)
+    assert counts.tolist() == [1, 0, 1] and values[1] == 0
+    without, _ = result(objective, pack([rows[0], rows[2]]))
+    np.testing.assert_allclose(values[[0, 2]], without, rtol=1e-5, atol=1e-6)
+    assert not any(g[1].any() for g in state_gradients(objective, states).values())
