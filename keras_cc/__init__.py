@@ -6,9 +6,11 @@ from keras_cc import interventions as interventions
 from keras_cc import layers as layers
 from keras_cc import losses as losses
 from keras_cc import objectives as objectives
+from keras_cc import recipes as recipes
 from keras_cc.cc_causal_lm import CCCausalLM as CCCausalLM
 from keras_cc.connections import FusedConnection as FusedConnection
 from keras_cc.connections import SelectedConnection as SelectedConnection
+from keras_cc.distillation import distill as distill
 from keras_cc.families import supported_backbones as supported_backbones
 from keras_cc.interventions import Incline as Incline
 from keras_cc.interventions import XTransplant as XTransplant

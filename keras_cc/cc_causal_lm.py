@@ -38,7 +38,7 @@ class CCCausalLM(PairedTrainer):
             object such as `keras_cc.FusedConnection()`, or None: plain supervised fine-tuning
             on the target rows.
         objectives: extra losses on the pair, beside a connection or alone: names or objects of
-            `keras_cc.objectives`, such as `"dft"` or `keras_cc.Contrastive(layer=16)`.
+            `keras_cc.objectives`, such as `"dft"` or `keras_cc.Contrastive(temperature=0.05)`.
         intervention: a transform at inference, on a tuned or an untuned model: a
             `keras_cc.XTransplant` or `keras_cc.Incline`, or None. It can be set later,
             `model.intervention = ...`.
@@ -197,13 +197,13 @@ class CCCausalLM(PairedTrainer):
                 )
             family_of(self.causal_lm.backbone)
             value.check(self.num_blocks)
+            value.build(self.num_blocks, self.causal_lm.backbone.hidden_dim)
         if self.intervention is not None:
             surgery.detach(self.causal_lm, "intervention")
         self._intervention.value = value
         if value is not None:
             taps.tap(self.causal_lm)
-            layers = value.own_layers(self.num_blocks, self.causal_lm.backbone.hidden_dim)
-            for number, layer in layers.items():
+            for number, layer in value.matrices.items():
                 surgery.attach(self.causal_lm, number, "intervention", layer)
         self.forget_compiled()
 
@@ -379,10 +379,11 @@ class CCCausalLM(PairedTrainer):
     # ---------------------------------------------------------------- saving
 
     def connection_layers(self):
-        """The connection's own layers: Decision Makers and transforms, by a path that is stable.
+        """Decision Makers, transforms, an intervention's matrices, by a path that is stable.
 
         Returns:
-            A dict from `"block_3/decision_gate"`, or `"layer_selector"`, to the layer.
+            A dict from `"block_3/decision_gate"`, `"layer_selector"` or
+            `"block_3/intervention"` to the layer.
         """
         found = {}
         for path, layer in self.layers_of_connection.items():
@@ -392,22 +393,25 @@ class CCCausalLM(PairedTrainer):
             for name in ("decision_gate", "transform_matrix"):
                 if getattr(layer, name) is not None:
                     found[f"{path}/{name}"] = getattr(layer, name)
+        if self.intervention is not None:
+            for number, layer in self.intervention.matrices.items():
+                found[f"block_{number}/intervention"] = layer
         return found
 
     def save_cc_weights(self, path):
-        """Save the connection's weights alone, with its options beside them.
+        """Save the weights of connection and intervention alone, with their options beside.
 
         Args:
             path: a file name that ends in `.safetensors` or `.weights.h5`. The options are
                 written to the same name with `.json` added.
 
         Raises:
-            ValueError: for another ending, or a model without a connection.
+            ValueError: for another ending, or a model with neither.
         """
         cc_weights.save(self, path)
 
     def load_cc_weights(self, path):
-        """Load what `save_cc_weights` wrote, into a model with the same connection.
+        """Load what `save_cc_weights` wrote into a model of the same options.
 
         Args:
             path: the file that was saved.

@@ -1,4 +1,4 @@
-"""The connection's weights in a file of their own, options beside them."""
+"""The weights of connection and intervention in a file of their own, options beside them."""
 
 import json
 import os
@@ -9,6 +9,8 @@ import numpy as np
 from keras import ops
 
 FORMAT = 1
+# Options that other weights, or another use of them, come from.
+_OPTIONS = {"gate", "transform", "rank", "layers", "alignment", "sink_tokens", "site"}
 _BACKBONE_FACTS = ("num_layers", "hidden_dim", "intermediate_dim", "vocabulary_size")
 
 
@@ -16,12 +18,16 @@ def save(model, path):
     """What `CCCausalLM.save_cc_weights` does, see there."""
     path = os.fspath(path)
     write = _by_ending(path, {".safetensors": _write_safetensors, ".weights.h5": _write_h5})
-    if model.connection is None:
-        raise ValueError("There is no connection to save. Received: connection=None")
+    if model.connection is None and model.intervention is None:
+        raise ValueError(
+            "There is no connection and no intervention to save. "
+            "Received: connection=None, intervention=None"
+        )
     weights = {key: _to_numpy(variable) for key, variable in _variables(model).items()}
     options = {
         "format": FORMAT,
         "connection": keras.saving.serialize_keras_object(model.connection),
+        "intervention": keras.saving.serialize_keras_object(model.intervention),
         "backbone": _facts(model.causal_lm.backbone),
     }
     _write_whole(path, lambda temporary: write(temporary, weights))
@@ -50,15 +56,7 @@ def load(model, path):
             f"`path` holds the connection of another backbone: this model's is {here}. "
             f"Received: weights for {options['backbone']}"
         )
-    saved = options["connection"]["config"]
-    mine = {} if model.connection is None else model.connection.get_config()
-    for name in ("gate", "transform", "rank", "layers", "alignment", "sink_tokens"):
-        if _jsonable(mine.get(name)) != saved.get(name):
-            raise ValueError(
-                f"`path` was saved from a connection with {name}={saved.get(name)!r}, this one has "
-                f"{name}={mine.get(name)!r}: make the model with `connection={saved}`. "
-                f"Received: path={path!r}"
-            )
+    _check_options(path, options, model)
     weights, variables = read(path), _variables(model)
     if set(weights) != set(variables):
         raise ValueError(
@@ -72,6 +70,25 @@ def load(model, path):
             )
     for key, value in weights.items():
         variables[key].assign(value)
+
+
+def _check_options(path, options, model):
+    """The options that decide what the weights mean must agree with the model's."""
+    for part in ("connection", "intervention"):
+        saved, mine = options.get(part), getattr(model, part)
+        if (saved or {}).get("class_name") != (None if mine is None else type(mine).__name__):
+            raise ValueError(
+                f"`path` was saved with another {part}: make the model with `{part}={saved}`. "
+                f"Received: path={path!r} for a model with {part}={mine!r}"
+            )
+        config = {} if mine is None else mine.get_config()
+        for name in _OPTIONS & set(config):
+            if _jsonable(config[name]) != saved["config"].get(name):
+                raise ValueError(
+                    f"`path` was saved from a model whose {part} has "
+                    f"{name}={saved['config'].get(name)!r}, this one has {name}={config[name]!r}: "
+                    f"make the model with `{part}={saved}`. Received: path={path!r}"
+                )
 
 
 def _variables(model):

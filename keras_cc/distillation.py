@@ -80,6 +80,8 @@ def distill(
     Example:
 
     ```python
+    from keras_cc.distillation import distill
+
     rows = distill(model, rows, cache="english_answers.jsonl", max_length=256)
     model.fit(rows, batch_size=8)
     ```

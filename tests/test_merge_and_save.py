@@ -420,7 +420,7 @@ def test_weights_that_do_not_fit_are_refused_with_nothing_changed(ending, tmp_pa
     path = str(tmp_path / f"connection{ending}")
     model = make()
     model.save_cc_weights(path)
-    other_options = r"saved from a connection with {}=.*Received: path="
+    other_options = r"saved from a model whose connection has {}=.*Received: path="
     not_loaded(make("gemma3"), path, r"another backbone.*Received: .*'class': 'Llama3Backbone'")
     deeper = CCCausalLM(tiny.causal_lm(num_layers=3))
     not_loaded(deeper, path, r"another backbone: .*'num_layers': 3.*Received: .*'num_layers': 2")
@@ -455,6 +455,6 @@ def test_endings_and_connections_that_cannot_be_saved(tmp_path):
             with pytest.raises(ValueError, match=r"`path` must end in one of .*Received: path="):
                 method(tmp_path / name)
     model.merge()
-    with pytest.raises(ValueError, match=r"no connection to save.*Received: connection=None"):
+    with pytest.raises(ValueError, match=r"no connection and no intervention to save.*Received: connection=None"):
         model.save_cc_weights(tmp_path / "connection.safetensors")
     assert os.listdir(tmp_path) == []

@@ -45,9 +45,16 @@ class Incline(Intervention):
         if not isinstance(sigma, (int, float)) or isinstance(sigma, bool) or sigma != sigma:
             raise ValueError(f"`sigma` must be a number. Received: sigma={sigma!r}")
         self.sigma = float(sigma)
-        self.matrices = None
 
-    def own_layers(self, num_blocks, dim):
+    def build(self, num_blocks, dim):
+        if self.matrices:  # taken off a model, and set again
+            here = (len(self.matrices), int(self.matrices[0].kernel.shape[0]))
+            if here != (num_blocks, dim):
+                raise ValueError(
+                    f"`intervention` has matrices for {here[0]} blocks of width {here[1]}: make a "
+                    f"new one. Received: a model with {num_blocks} blocks of width {dim}"
+                )
+            return
         layers = {}
         for number in range(num_blocks):
             layers[number] = keras.layers.Dense(
@@ -60,7 +67,6 @@ class Incline(Intervention):
             )
             layers[number].build((None, dim))
         self.matrices = layers
-        return layers
 
     def edit(self, scope, where, states, swept=None):
         sigma = self.sigma if swept is None else swept[0, 0]

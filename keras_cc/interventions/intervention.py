@@ -26,14 +26,15 @@ class Intervention(abc.ABC):
     def __init__(self, site):
         check_option("site", site, SITES)
         self.site = site
+        self.matrices = {}  # by block number, of the model that it is set on
 
     def check(self, num_blocks):
         """Raise a `ValueError` if the intervention does not fit a model of `num_blocks`."""
         return None
 
-    def own_layers(self, num_blocks, dim):
-        """Built layers to attach, by block number."""
-        return {}
+    def build(self, num_blocks, dim):
+        """Make the layers that are attached to the model's blocks, `matrices`, if not made yet."""
+        return None
 
     def sites(self, num_blocks):
         """The sites of the pass before that it reads."""

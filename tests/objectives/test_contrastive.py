@@ -74,15 +74,22 @@ class TestValues:
 
     def test_the_same_pivot_twice_costs_log_two(self):
         (row,) = make_rows([(4, 4)])
-        values, _ = result(Contrastive(), pack([row, row]))
+        values, _ = result(Contrastive(), pack([row] * 2))
         np.testing.assert_allclose(values, [math.log(2)] * 2, rtol=1e-6)
 
-    @pytest.mark.parametrize("lengths", [[(5, 3)], [(5, 0), (4, 3)], [(5, 0)] * 2, [(1, 4)] * 3])
-    def test_fewer_than_two_pivots_are_nothing(self, lengths):
-        objective, states = Contrastive(), pack(make_rows(lengths))
+    @pytest.mark.parametrize("pivots", [0, 1, 2])
+    def test_fewer_than_two_pivots_are_nothing(self, pivots):
+        objective, states = Contrastive(), pack(make_rows(LENGTHS))
+        states.has_pivot = ops.convert_to_tensor(np.arange(6) < pivots)
         values, counts = result(objective, states)
+        assert counts.tolist() == [1, 1, 0, 0, 0, 0] if pivots == 2 else not counts.any()
+        assert values.any() == (pivots == 2)
+        slopes = state_gradients(objective, states).values()
+        assert any(slope.any() for slope in slopes) == (pivots == 2)
+
+    def test_a_batch_of_one_row_is_nothing(self):
+        values, counts = result(Contrastive(), pack(make_rows([(5, 3)])))
         assert not values.any() and not counts.any()
-        assert not any(g.any() for g in state_gradients(objective, states).values())
 
     @pytest.mark.parametrize("pooling", ["mean", "last"])
     def test_padding_answers_and_rows_without_a_pivot_change_nothing(self, pooling):

@@ -358,7 +358,9 @@ class TestPool:
             assert not target[:, : left + 1].any()
 
 
-@pytest.mark.parametrize("objective", [DFT(), DFT("logit"), Contrastive()], ids=repr)
+@pytest.mark.parametrize(
+    "objective", [DFT(), DFT("logit"), Contrastive()], ids=["dft", "logit", "nce"]
+)
 def test_a_row_that_is_said_to_have_no_pivot_is_not_counted(objective):
     # Whatever its mask says: the other rows are what they are without it.
     rows = make_rows([(4, 3), (3, 5), (5, 4)])

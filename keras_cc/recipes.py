@@ -1,0 +1,294 @@
+"""Recipes: CC-Tuning and every method it is compared with, each under one name.
+
+A recipe combines four small ideas: a *connection* (what training changes in the forward pass),
+*objectives* (extra losses on the pair), an *intervention* (a transform at inference), and a
+change of the *data*. Whatever the name, the steps are the same:
+
+    recipe = keras_cc.recipes.get("cc")
+    model = recipe.model(causal_lm, preprocessor=preprocessor)
+    model.compile(keras.optimizers.AdamW(1e-5))
+    model.fit(recipe.data(model, rows))
+    recipe.finish(model, rows, dev_rows)
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from keras_cc.cc_causal_lm import CCCausalLM
+from keras_cc.connections import FusedConnection, SelectedConnection
+from keras_cc.data import augment_with_translation
+from keras_cc.distillation import distill
+from keras_cc.interventions import Incline, XTransplant
+from keras_cc.objectives import DFT, Contrastive
+from keras_cc.search import search
+
+#: What INCLINE sweeps sigma over, where there are development rows to choose by.
+SIGMAS = tuple(round(-1 + 0.1 * step, 1) for step in range(21))
+#: XTransplant tries this many source layers and target layers, evenly spaced.
+LAYERS_TRIED = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A named combination of connection, objectives, intervention and data.
+
+    Attributes:
+        name: what `get` knows it by.
+        changes: what it changes, in a few words.
+        paper: where it comes from.
+        claims: figures that its source reports, or an empty string.
+        connection: a function that makes the connection, or None.
+        objectives: a function that makes the objectives.
+        intervention: a function that makes the intervention, or None.
+        augment: `"translation"`, `"distillation"` or None: what is done to the rows.
+        fits: whether `finish` fits a transform in closed form.
+    """
+
+    name: str
+    changes: str
+    paper: str
+    claims: str = ""
+    connection: Callable[[], Any] | None = None
+    objectives: Callable[[], tuple[Any, ...]] = tuple
+    intervention: Callable[[], Any] | None = None
+    augment: str | None = None
+    fits: bool = False
+
+    def model(self, causal_lm, **kwargs):
+        """The `CCCausalLM` that trains by this recipe.
+
+        Args:
+            causal_lm: a KerasHub causal language model.
+            **kwargs: of `CCCausalLM`, such as `preprocessor`.
+
+        Returns:
+            A `CCCausalLM`, without the recipe's intervention: `finish` sets it.
+        """
+        connection = None if self.connection is None else self.connection()
+        return CCCausalLM(causal_lm, connection, self.objectives(), **kwargs)
+
+    def data(self, model, rows, *, cache=None, **kwargs):
+        """The rows to train on.
+
+        Args:
+            model: the recipe's model, with a preprocessor; distillation asks it for its answers,
+                so call this before training.
+            rows: a list of paired row dicts.
+            cache: path of the file that keeps the answers of a distillation, or None.
+            **kwargs: of `keras_cc.data.augment_with_translation` or `keras_cc.distill`, whichever
+                the recipe uses.
+
+        Returns:
+            A list of rows; `rows` itself where the recipe leaves them as they are.
+        """
+        if self.augment == "translation":
+            return augment_with_translation(rows, **kwargs)
+        if self.augment == "distillation":
+            return distill(model, rows, cache=cache, **kwargs)
+        return rows
+
+    def finish(self, model, rows, dev_rows=None, *, batch_size=8, verbose="auto"):
+        """What is left after training: fit the transform, choose the intervention's options.
+
+        Args:
+            model: the recipe's model, trained or not.
+            rows: the training rows, whose pairs a transform is fitted on.
+            dev_rows: rows to choose an intervention's options by; nothing may be trained on them.
+                XTransplant needs them. Without, INCLINE keeps its sigma.
+            batch_size: int, rows a batch.
+            verbose: 0 for no progress bars.
+
+        Returns:
+            A dict of what was found, maybe empty: `fits`, from `CCCausalLM.fit_transform`, and
+            `search`, a `keras_cc.SearchResult`.
+        """
+        if self.intervention is None and not self.fits:
+            return {}
+        found = {}
+        if self.intervention is not None:
+            model.intervention = self.intervention()
+        options = {"batch_size": batch_size, "verbose": verbose}
+        if self.fits:
+            found["fits"] = model.fit_transform(rows, **options)
+        if isinstance(model.intervention, XTransplant):
+            if not dev_rows:
+                raise ValueError(
+                    "`dev_rows` must be given: XTransplant's pair of layers is chosen by them. "
+                    f"Received: dev_rows={dev_rows!r}"
+                )
+            layers = _spread(model.num_blocks, LAYERS_TRIED)
+            grid = {"source_layer": layers, "target_layer": layers}
+            found["search"] = search(model, dev_rows, grid, **options)
+        elif isinstance(model.intervention, Incline) and dev_rows:
+            found["search"] = search(model, dev_rows, {"sigma": SIGMAS}, **options)
+        return found
+
+
+def _spread(count, most):
+    """At most `most` of the numbers below `count`, evenly spaced, the first and last among them."""
+    if count <= most:
+        return list(range(count))
+    return [round(number * (count - 1) / (most - 1)) for number in range(most)]
+
+
+_CC = "CC-Tuning, Ye et al., ACL 2025, arXiv 2506.00875"
+# The paper's own tables are not at hand: a secondary summary, whose benchmarks are not the paper's.
+_SECOND_HAND = "{} (MGSM, XCOPA, XStoryCloze, XNLI, XWinograd; from a secondary summary)"
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            "sft",
+            "nothing: plain supervised fine-tuning, what the others are measured against",
+            "the baseline of arXiv 2506.00875",
+            _SECOND_HAND.format("average 58.4"),
+        ),
+        Recipe(
+            "translation_sft",
+            "data: adds the English rows and translation instructions in both directions",
+            "the translation-augmented baseline of arXiv 2506.00875",
+            _SECOND_HAND.format("average 61.6"),
+            augment="translation",
+        ),
+        Recipe(
+            "distilled_sft",
+            "data: the model's own English answers supervise the other languages",
+            "SDRRL, Zhang et al., arXiv 2402.12204",
+            _SECOND_HAND.format("average 62.5"),
+            augment="distillation",
+        ),
+        Recipe(
+            "cc",
+            "connection: fused, per layer and dimension",
+            _CC,
+            _SECOND_HAND.format("average 64.9, of the published connection"),
+            connection=FusedConnection,
+        ),
+        Recipe(
+            "cc_equal_weight",
+            "connection: fused, half and half, no Decision Maker",
+            _CC,
+            _SECOND_HAND.format("average 61.8, of the published connection"),
+            connection=lambda: FusedConnection(gate=0.5),
+        ),
+        Recipe(
+            "cc_no_transform",
+            "connection: fused, nothing stands in for it at inference",
+            _CC,
+            _SECOND_HAND.format("average 59.2, of the published connection"),
+            connection=lambda: FusedConnection(transform=None),
+        ),
+        Recipe(
+            "cc_transform_only",
+            "connection: none in the forward pass, a transform learns towards it",
+            _CC,
+            _SECOND_HAND.format("average 62.0, of the published connection"),
+            # The gate that `cc` starts with; it is not trained, as nothing is fused.
+            connection=lambda: FusedConnection(gate=0.1, dropout=1.0),
+        ),
+        Recipe(
+            "cc_translation",
+            "connection: fused; data: as translation_sft",
+            _CC,
+            _SECOND_HAND.format("average 66.3, of the published connection"),
+            connection=FusedConnection,
+            augment="translation",
+        ),
+        Recipe(
+            "cc_published",
+            "connection: one English layer selected, added at one position",
+            _CC,
+            _SECOND_HAND.format("average 64.9"),
+            connection=SelectedConnection,
+            fits=True,
+        ),
+        Recipe(
+            "dft",
+            "objective: hidden states drawn to the pivot's at a bottom and a middle layer",
+            "DFT, Huo et al., arXiv 2503.01275",
+            "LLaMA-2-7B, SFT / DFT: XNLI zh 36.4 / 37.6, XCOPA zh 65.0 / 68.6, XStoryCloze ar "
+            "49.7 / 58.8, MMLU zh 30.5 / 32.8",
+            objectives=lambda: (DFT(),),
+        ),
+        Recipe(
+            "dft_logit",
+            "objective: the same through the logit lens, as cross-entropy",
+            "DFT, Huo et al., arXiv 2503.01275",
+            "LLaMA-2-7B, SFT / DFT: XNLI zh 36.4 / 36.9, XCOPA zh 65.0 / 66.4, XStoryCloze ar "
+            "49.7 / 58.8, MMLU zh 30.5 / 33.2; en-zh translation ruined (COMET 68 to 37)",
+            objectives=lambda: (DFT(form="logit"),),
+        ),
+        Recipe(
+            "contrastive",
+            "objective: InfoNCE on pooled states of the middle layer, in turn with the task",
+            "mid-align, Liu and Niehues, arXiv 2502.14830",
+            objectives=lambda: (Contrastive(),),
+        ),
+        Recipe(
+            "afp",
+            "objective: InfoNCE on pooled states of the first layer, beside the task",
+            "AFP, chongli17/CrossLingualAlignment",
+            # Their loss is InfoNCE + 1.5 times the task's.
+            objectives=lambda: (
+                Contrastive(layer=0, temperature=0.05, alternating=False, weight=1 / 1.5),
+            ),
+        ),
+        Recipe(
+            "incline",
+            "inference: last prompt token moved by one fitted matrix a layer",
+            "INCLINE, Wang et al., arXiv 2410.12462",
+            "averages, SFT / SFT and INCLINE: XCOPA 66.9 / 69.2, XStoryCloze 87.4 / 88.1, XNLI "
+            "69.7 / 71.2, XWinograd 43.8 / 49.8",
+            intervention=Incline,
+            fits=True,
+        ),
+        Recipe(
+            "xtransplant",
+            "inference: an English activation takes the place of the target's own",
+            "XTransplant, Ye et al., arXiv 2412.12686",
+            intervention=lambda: XTransplant(0, 0),
+        ),
+    )
+}
+
+
+def get(identifier):
+    """A recipe from its name.
+
+    Args:
+        identifier: a name in `keras_cc.recipes.names()`, or a `Recipe`.
+
+    Returns:
+        A `Recipe`.
+
+    Raises:
+        ValueError: for any other name.
+
+    Example:
+
+    ```python
+    keras_cc.recipes.get("cc_published").paper
+    ```
+    """
+    if isinstance(identifier, Recipe):
+        return identifier
+    if isinstance(identifier, str) and identifier in RECIPES:
+        return RECIPES[identifier]
+    raise ValueError(
+        f"`recipe` must be one of {names()} or a `keras_cc.recipes.Recipe`. "
+        f"Received: recipe={identifier!r}"
+    )
+
+
+def names():
+    """Names of the recipes that `get` knows, plain fine-tuning first.
+
+    Example:
+
+    ```python
+    keras_cc.recipes.names()[0]  # "sft"
+    ```
+    """
+    return list(RECIPES)
