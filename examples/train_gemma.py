@@ -1,11 +1,13 @@
-"""CC-Tuning from start to end on real weights, with no account anywhere.
+"""CC-Tuning, or a method it is compared with, from start to end on real weights.
 
     KERAS_BACKEND=jax python examples/train_gemma.py
+    KERAS_BACKEND=jax python examples/train_gemma.py --recipe dft
 
-Loads Gemma 3 270M, connects it, fine-tunes it on questions about the world's territories in
-three languages and English, and shows what changed on territories that it has never seen, on
-the path that a user gets: their own language alone. Then it merges, saves, loads again, and
-shows the same answers from the stock model.
+Loads Gemma 3 270M, with no account anywhere, connects it, fine-tunes it on questions about the
+world's territories in three languages and English, and shows what changed on territories that it
+has never seen, on the path that a user gets: their own language alone. Then it merges, saves,
+loads again, and shows the same answers from the stock model. What cannot be merged (the published
+connection, interventions) is saved beside the model instead.
 """
 
 import dataclasses
@@ -13,6 +15,7 @@ import os
 import pathlib
 import time
 import unicodedata
+from typing import Literal
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -27,8 +30,10 @@ import keras_cc.demo
 
 @dataclasses.dataclass
 class Arguments:
-    """Fine-tune a KerasHub causal language model with CC-Tuning."""
+    """Fine-tune a KerasHub causal language model with CC-Tuning, or another recipe."""
 
+    recipe: Literal[tuple(keras_cc.recipes.names())] = "cc"
+    """What is trained, see the table of recipes in the README."""
     preset: str = "demo:gemma3_270m"
     """A KerasHub preset (name, handle or folder), or `demo:` and the name of a demo model."""
     data: str | None = None
@@ -36,7 +41,7 @@ class Arguments:
     languages: tuple[str, ...] = ("tr", "sw", "id", "en")
     """Languages to train on and to score; rows in English bypass the connection."""
     steps: int = 80
-    """Training steps."""
+    """Training steps; 0 for the methods at inference on the untuned model."""
     batch_size: int = 8
     """Rows a step."""
     learning_rate: float = 3e-5
@@ -67,17 +72,20 @@ def load_model(args):
 
 
 def load_rows(args):
-    """Rows to train on, and held-out ones: other territories, or the last tenth of a file."""
+    """Rows to train on, to choose options by, and to score: other territories, or other items."""
     if args.data is None:
-        train = keras_cc.data.cldr_rows(args.languages, split="train")
-        return train, keras_cc.data.cldr_rows(args.languages, split="test")
+        splits = ("train", "validation", "test")
+        return [keras_cc.data.cldr_rows(args.languages, split=split) for split in splits]
     rows = keras_cc.data.load_jsonl(args.data, languages=args.languages)
     # The same item in another language is the same id: split by id, not by row.
     ids = sorted({str(row.get("id", number)) for number, row in enumerate(rows)})
-    held_out = set(ids[-max(1, len(ids) // 10) :])
-    is_held_out = [str(row.get("id", number)) in held_out for number, row in enumerate(rows)]
-    pairs = list(zip(rows, is_held_out, strict=True))
-    return [row for row, out in pairs if not out], [row for row, out in pairs if out]
+    tenth = max(1, len(ids) // 10)
+    place = dict.fromkeys(ids[:-2 * tenth], 0)
+    place |= dict.fromkeys(ids[-2 * tenth:-tenth], 1) | dict.fromkeys(ids[-tenth:], 2)
+    splits = [[], [], []]
+    for number, row in enumerate(rows):
+        splits[place[str(row.get("id", number))]].append(row)
+    return splits
 
 
 def spread(rows, count):
@@ -95,9 +103,14 @@ def normal(text):
     return unicodedata.normalize("NFC", first_line(text)).casefold()
 
 
-def answer(model, prompts, max_length):
-    """Greedy answers, in the user's language alone."""
-    return model.generate(prompts, max_length=max_length, strip_prompt=True)
+def answer(model, rows, args):
+    """Greedy answers, in the user's language alone where the recipe can do that."""
+    prompts, pivots = [row["instruction"] for row in rows], None
+    if model.intervention is not None and model.intervention.needs_pivot:
+        pivots = [row["instruction_en"] if row.get("lang") != "en" else "" for row in rows]
+    return model.generate(
+        prompts, pivot_prompts=pivots, max_length=args.max_length, strip_prompt=True
+    )
 
 
 def score(model, held_out, args, title):
@@ -105,7 +118,7 @@ def score(model, held_out, args, title):
     scores = {}
     for language, rows in tqdm(held_out.items(), desc=title, unit="language"):
         results = model.evaluate(rows, batch_size=16, verbose=0, return_dict=True)
-        answers = answer(model, [row["instruction"] for row in rows], args.max_length)
+        answers = answer(model, rows, args)
         hits = [
             normal(text) in {normal(accepted) for accepted in row.get("answers", [row["output"]])}
             for text, row in zip(answers, rows, strict=True)
@@ -115,32 +128,94 @@ def score(model, held_out, args, title):
 
 
 def print_scores(before, after):
-    """A table of both, and of the connected path beside them (it needs the English prompt)."""
-    print("\nHeld-out rows, monolingual path (nats an answer token; exact match in %):")
-    print(f"{'':>6} {'NLL':>15} {'exact match':>15} {'NLL with English prompt':>25}")
+    """A table of both, and beside them what was trained (it may need the English prompt)."""
+    print("\nHeld-out rows, as a user gets them (nats an answer token; exact match in %):")
+    print(f"{'':>6} {'NLL':>15} {'exact match':>15} {'NLL as trained':>15}")
     for language in after:
         first, last = before[language], after[language]
         nll = f"{first['sft_loss']:.2f} -> {last['sft_loss']:.2f}"
         match = f"{100 * first['exact_match']:.0f} -> {100 * last['exact_match']:.0f}"
-        print(f"{language:>6} {nll:>15} {match:>15} {last['connected_sft_loss']:>25.2f}")
+        trained = last.get("connected_sft_loss", last["sft_loss"])
+        print(f"{language:>6} {nll:>15} {match:>15} {trained:>15.2f}")
+
+
+def train(model, recipe, train_rows, dev_rows, args):
+    """The recipe's data, its training steps, and what comes after them."""
+    rows = recipe.data(model, train_rows, **data_options(recipe, args))
+    if rows is not train_rows:
+        print(f"{len(rows)} rows to train on, by {recipe.name}")
+    if args.steps:
+        epoch = -(-len(rows) // args.batch_size)  # steps in a whole epoch
+        epochs = -(-args.steps // epoch)
+        model.fit(
+            rows,
+            batch_size=args.batch_size,
+            epochs=epochs,
+            steps_per_epoch=args.steps // epochs,
+            seed=args.seed,
+        )
+    found = recipe.finish(model, spread(train_rows, 512), spread(dev_rows, args.held_out))
+    for name, fit in found.get("fits", {}).items():
+        print(f"{name}: error {fit.error_before:.4g} -> {fit.error_after:.4g}, ridge {fit.ridge}")
+    if "search" in found:
+        best = found["search"]
+        print(f"chosen: {best.best}, NLL {best.baseline:.3f} -> {best.losses.min():.3f}")
+
+
+def data_options(recipe, args):
+    """For a distillation: a file that keeps the answers, and what is kept of each."""
+    if recipe.augment != "distillation":
+        return {}
+    args.output.mkdir(parents=True, exist_ok=True)
+    cache = args.output / "english_answers.jsonl"
+    return {"cache": cache, "max_length": args.max_length, "clean": first_line}
+
+
+def save_and_load(model, tokenizer, args):
+    """Save what was trained and load it again: a stock preset, and beside it what cannot merge."""
+    if model.is_mergeable:
+        kept = {"connection": None}  # the same prompts and template around the stock model
+        stock = model.merge()
+    else:
+        kept = {"connection": model.connection, "intervention": copy_of(model.intervention)}
+        args.output.mkdir(parents=True, exist_ok=True)
+        model.save_cc_weights(args.output / "cc.safetensors")
+        stock = model.disconnect()
+    print(f"\nA stock {type(stock).__name__}, {kept} beside it; saving to {args.output}")
+    keras_cc.demo.save_preset(stock, args.output, tokenizer=tokenizer)
+    loaded, _ = keras_cc.demo.load_preset(args.output, dtype=args.dtype)
+    again = keras_cc.CCCausalLM(loaded, **kept, preprocessor=model.preprocessor)
+    if "intervention" in kept:
+        again.load_cc_weights(args.output / "cc.safetensors")
+    again.compile(sampler="greedy")
+    return again
+
+
+def copy_of(intervention):
+    """An intervention of the same options, without its matrices."""
+    return intervention and type(intervention).from_config(intervention.get_config())
 
 
 def main(args):
     """Run the whole of it."""
     start = time.time()
     keras.utils.set_random_seed(args.seed)
+    recipe = keras_cc.recipes.get(args.recipe)
     causal_lm, tokenizer = load_model(args)
-    train, rest = load_rows(args)
+    train_rows, dev_rows, rest = load_rows(args)
     by_language = {
         language: spread([row for row in rest if row.get("lang") == language], args.held_out)
         for language in args.languages
     }
     held_out = {language: rows for language, rows in by_language.items() if rows}
-    print(f"{len(train)} training rows, {sum(map(len, held_out.values()))} held-out rows")
+    print(
+        f"{recipe.name}: {recipe.changes}\n"
+        f"{len(train_rows)} training rows, {sum(map(len, held_out.values()))} held-out rows"
+    )
 
     if args.lora_rank is not None:
         causal_lm.backbone.enable_lora(args.lora_rank)
-    model = keras_cc.CCCausalLM(
+    model = recipe.model(
         causal_lm,
         preprocessor=keras_cc.CCPreprocessor(
             causal_lm.preprocessor or tokenizer, args.max_length, template=args.template
@@ -155,37 +230,22 @@ def main(args):
     model.compile(keras.optimizers.AdamW(schedule, weight_decay=0.0), sampler="greedy")
 
     before = score(model, held_out, args, "before")
-    epoch = -(-len(train) // args.batch_size)  # steps in a whole epoch
-    epochs = -(-args.steps // epoch)
-    model.fit(
-        train,
-        batch_size=args.batch_size,
-        epochs=epochs,
-        steps_per_epoch=args.steps // epochs,
-        seed=args.seed,
-    )
+    train(model, recipe, train_rows, dev_rows, args)
     after = score(model, held_out, args, "after")
     print_scores(before, after)
 
     examples = [rows[0] for rows in held_out.values()]
-    prompts = [row["instruction"] for row in examples]
-    answers = answer(model, prompts, args.max_length)
+    answers = answer(model, examples, args)
     print("\nA few answers:")
     for row, text in zip(examples, answers, strict=True):
         print(f"  {row['instruction']}  ->  {first_line(text)}   (expected: {row['output']})")
 
-    merged = model.merge()
-    print(f"\nMerged into a stock {type(merged).__name__}; saving to {args.output}")
-    keras_cc.demo.save_preset(merged, args.output, tokenizer=tokenizer)
-    loaded, tokenizer = keras_cc.demo.load_preset(args.output, dtype=args.dtype)
-    # connection=None: the stock model, with the same prompts and template around it.
-    stock = keras_cc.CCCausalLM(loaded, connection=None, preprocessor=model.preprocessor)
-    stock.compile(sampler="greedy")
-    same = answer(stock, prompts, args.max_length) == answers
+    again = save_and_load(model, tokenizer, args)
+    same = answer(again, examples, args) == answers
     print(f"Loaded again: {'the same answers' if same else 'OTHER ANSWERS'}")
     print(f"Done in {time.time() - start:.0f} s")
     if not same:
-        raise SystemExit("The merged preset does not answer as the connected model did.")
+        raise SystemExit("The saved model does not answer as the trained one did.")
     return before, after
 
 

@@ -316,6 +316,13 @@ class CCCausalLM(PairedTrainer):
         """
         return generation.generate(self, prompts, max_length, pivot_prompts, **kwargs)
 
+    @property
+    def is_mergeable(self):
+        """Whether `merge()` can give a stock model that does what a user of this one gets."""
+        if self.intervention is not None:
+            return False
+        return self.connection is None or self.connection.obstacle is None
+
     def merge(self):
         """Fold the transforms into the projections and give the stock model back.
 
@@ -340,12 +347,11 @@ class CCCausalLM(PairedTrainer):
                 "set `model.intervention = None` to leave it out, or keep this model for "
                 f"inference. Received: intervention={self.intervention!r}"
             )
-        if self.connection is not None and not self.connection.is_mergeable:
+        if not self.is_mergeable:
             raise ValueError(
-                "`merge()` cannot fold this connection: what it adds depends on the prompt, and "
-                "needs a first pass over it. Keep this model for inference (`generate`, `save`), "
-                "or call `disconnect()` to have the tuned model without it. "
-                f"Received: connection={self.connection!r}"
+                f"`merge()` cannot fold this connection: {self.connection.obstacle}. Keep this "
+                "model for inference (`generate`, `save`), or call `disconnect()` to have the "
+                f"tuned model without it. Received: connection={self.connection!r}"
             )
         return self._disconnect(fold=True)
 

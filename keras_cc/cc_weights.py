@@ -23,15 +23,15 @@ def save(model, path):
             "There is no connection and no intervention to save. "
             "Received: connection=None, intervention=None"
         )
-    weights = {key: _to_numpy(variable) for key, variable in _variables(model).items()}
+    weights = {key: to_numpy(variable) for key, variable in _variables(model).items()}
     options = {
         "format": FORMAT,
         "connection": keras.saving.serialize_keras_object(model.connection),
         "intervention": keras.saving.serialize_keras_object(model.intervention),
-        "backbone": _facts(model.causal_lm.backbone),
+        "backbone": backbone_facts(model.causal_lm.backbone),
     }
-    _write_whole(path, lambda temporary: write(temporary, weights))
-    _write_whole(_options_path(path), lambda temporary: _write_json(temporary, options))
+    write_whole(path, lambda temporary: write(temporary, weights))
+    write_whole(_options_path(path), lambda temporary: _write_json(temporary, options))
 
 
 def load(model, path):
@@ -50,7 +50,7 @@ def load(model, path):
             f"`path` must be of format {FORMAT}, which this version of keras_cc reads. "
             f"Received: format={options.get('format')!r} in {_options_path(path)!r}"
         )
-    here = _facts(model.causal_lm.backbone)
+    here = backbone_facts(model.causal_lm.backbone)
     if options["backbone"] != here:
         raise ValueError(
             f"`path` holds the connection of another backbone: this model's is {here}. "
@@ -99,7 +99,7 @@ def _variables(model):
     }
 
 
-def _facts(backbone):
+def backbone_facts(backbone):
     facts = {name: getattr(backbone, name, None) for name in _BACKBONE_FACTS}
     return {"class": type(backbone).__name__, **facts}
 
@@ -115,7 +115,7 @@ def _by_ending(path, choices):
     raise ValueError(f"`path` must end in one of {sorted(choices)}. Received: path={path!r}")
 
 
-def _write_whole(path, write):
+def write_whole(path, write):
     """Write to a temporary file beside `path` and rename it: never half a file."""
     folder, name = os.path.split(os.path.abspath(path))
     temporary = os.path.join(folder, f".{uuid.uuid4().hex}-{name}")
@@ -167,7 +167,7 @@ def _read_h5(path):
     return found
 
 
-def _to_numpy(variable):
+def to_numpy(variable):
     return np.ascontiguousarray(ops.convert_to_numpy(ops.cast(variable, "float32")))
 
 

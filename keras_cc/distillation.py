@@ -33,6 +33,7 @@ def distill(
     max_length=None,
     sampler="greedy",
     keep_pivot=True,
+    clean=None,
     verbose=True,
 ):
     """Replace the answers of rows by the model's own answers to their English prompts.
@@ -63,6 +64,9 @@ def distill(
         sampler: a `keras_hub.samplers` object or name.
         keep_pivot: bool, whether the rows keep their pivot prompt. Without it a connected model
             trains on them as plain rows.
+        clean: None, or a function from an answer to the text that is kept of it, such as its
+            first line: a base model goes on after its answer. The cache holds answers as they
+            came.
         verbose: bool, whether a progress bar is shown.
 
     Returns:
@@ -120,6 +124,8 @@ def distill(
             answers.update(found)
             progress.update(start + len(batch))
 
+    if clean is not None:
+        answers = {prompt: clean(answers[prompt]) for prompt in lengths}
     distilled, empty, too_long, cut = [], [], [], []
     for row, name, prompt in zip(rows, names, prompts, strict=True):
         answer = answers[prompt]
@@ -255,7 +261,7 @@ def _header(model, max_length, sampler):
     """What the answers depend on, as it comes back from JSON."""
     header = {
         "format": FORMAT,
-        "backbone": cc_weights._facts(model.causal_lm.backbone),
+        "backbone": cc_weights.backbone_facts(model.causal_lm.backbone),
         "weights": _fingerprint(model),
         "template": templates.serialize(model.preprocessor.template),
         "add_start_token": model.preprocessor.add_start_token,
@@ -276,7 +282,7 @@ def _fingerprint(model):
     for variable in model.causal_lm.weights:
         if id(variable) not in own:
             digest.update(str(tuple(variable.shape)).encode())
-            digest.update(cc_weights._to_numpy(variable).astype("<f4", copy=False))
+            digest.update(cc_weights.to_numpy(variable).astype("<f4", copy=False))
     return digest.hexdigest()
 
 
@@ -286,7 +292,7 @@ def _read(cache, header):
     if not os.path.isdir(os.path.dirname(path)):
         raise ValueError(f"`cache` must be in a folder that exists. Received: cache={path!r}")
     if not os.path.exists(path):
-        cc_weights._write_whole(path, lambda temporary: _append(temporary, [header]))
+        cc_weights.write_whole(path, lambda temporary: _append(temporary, [header]))
     with open(path, "rb") as file:
         *lines, torn = file.read().split(b"\n")
     found, *entries = [_parse(line) for line in lines] or [None]

@@ -231,6 +231,17 @@ def test_answers_that_cannot_be_trained_on_are_left_out_and_counted(shared, gene
         run(shared)
 
 
+def test_of_an_answer_only_what_clean_keeps(shared, monkeypatch, tmp_path):
+    generation = Generation(monkeypatch, say=lambda prompt: f"{reply(prompt)}\nQuestion 2")
+    rows = run(shared, tmp_path / "cache", clean=lambda text: text.splitlines()[0])
+    assert outputs(rows) == [reply(prompt) for prompt in PROMPTS]
+    count = len(generation.calls)
+    # The cache has the answers as they came.
+    rows = run(shared, tmp_path / "cache")
+    assert outputs(rows) == [f"{reply(prompt)}\nQuestion 2" for prompt in PROMPTS]
+    assert len(generation.calls) == count
+
+
 def test_an_answer_that_fills_max_length_is_said(shared, generation):
     # "the lazy dog" with its start token, by hand: "the", " ", "l", ..., and LENGTH in all.
     room = LENGTH - 1 - len(shared.tokenizer.tokenize(["the lazy dog"])[0])

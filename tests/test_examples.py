@@ -70,10 +70,55 @@ def test_train_gemma_on_a_file_and_with_lora(tiny_demo, tmp_path):
     arguments = train_gemma.Arguments(
         data=str(data), languages=("sw", "tr"), steps=2, batch_size=4, lora_rank=2, max_length=32
     )
-    train, held_out = train_gemma.load_rows(arguments)
+    train, dev, held_out = train_gemma.load_rows(arguments)
     assert {row["id"] for row in held_out} == {9}
-    assert len(train) == 18
+    assert {row["id"] for row in dev} == {8}
+    assert len(train) == 16
     train_gemma.main(arguments)
+
+
+@pytest.mark.filterwarnings("ignore:.*(rows are left out|is probably cut)")
+@pytest.mark.parametrize(
+    "recipe", ["translation_sft", "distilled_sft", "cc_published", "contrastive", "incline"]
+)
+def test_train_gemma_recipes(recipe, tiny_demo, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("tyro", reason="the examples parse their flags with tyro")
+    all_rows = keras_cc.data.cldr_rows
+    monkeypatch.setattr(
+        keras_cc.data, "cldr_rows", lambda *args, **kwargs: all_rows(*args, **kwargs)[::9]
+    )
+    run_recipe(recipe, tmp_path)
+    printed = capsys.readouterr().out
+    assert "the same answers" in printed
+    saved = {path.name for path in tmp_path.iterdir()}
+    assert ("cc.safetensors" in saved) == (recipe in ("cc_published", "incline"))
+    assert ("english_answers.jsonl" in saved) == (recipe == "distilled_sft")
+
+
+def test_train_gemma_chooses_layers_on_the_untuned_model(tiny_demo, tmp_path, capsys):
+    pytest.importorskip("tyro", reason="the examples parse their flags with tyro")
+    before, after = run_recipe("xtransplant", tmp_path, steps=0)
+    printed = capsys.readouterr().out
+    assert re.search(r"chosen: \{'source_layer': \d, 'target_layer': \d\}", printed)
+    assert "the same answers" in printed
+    # English rows have no pivot, so nothing is transplanted into them.
+    assert after["en"]["sft_loss"] == pytest.approx(before["en"]["sft_loss"], rel=1e-5)
+    assert after["tr"]["sft_loss"] != pytest.approx(before["tr"]["sft_loss"], rel=1e-5)
+
+
+def run_recipe(recipe, folder, steps=2):
+    import train_gemma
+
+    arguments = train_gemma.Arguments(
+        recipe=recipe,
+        languages=("tr", "en"),
+        steps=steps,
+        batch_size=4,
+        max_length=160,
+        held_out=3,
+        output=folder,
+    )
+    return train_gemma.main(arguments)
 
 
 def test_train_llama_defaults(tiny_demo):
@@ -92,13 +137,15 @@ def test_flags_are_parsed():
     finally:
         sys.path.remove(str(EXAMPLES))
     flags = {"--preset": ["gemma3_1b"], "--languages": ["sw", "yo"], "--steps": ["3"]}
-    flags |= {"--lora-rank": ["4"], "--seed": ["7"]}
+    flags |= {"--lora-rank": ["4"], "--seed": ["7"], "--recipe": ["dft"]}
     flat = [word for flag, values in flags.items() for word in (flag, *values)]
     arguments = tyro.cli(train_gemma.Arguments, args=flat)
     assert arguments.languages == ("sw", "yo")
     assert (arguments.preset, arguments.steps, arguments.lora_rank) == ("gemma3_1b", 3, 4)
-    with pytest.raises(SystemExit):
-        tyro.cli(train_gemma.Arguments, args=["--steps", "many"])
+    assert arguments.recipe == "dft"
+    for wrong in (["--steps", "many"], ["--recipe", "magic"]):
+        with pytest.raises(SystemExit):
+            tyro.cli(train_gemma.Arguments, args=wrong)
 
 
 def test_readme_quick_start(tiny_demo, tmp_path):

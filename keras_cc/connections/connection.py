@@ -17,10 +17,13 @@ class Connection(abc.ABC):
     alignment_loss_weight = 0.0
     #: Whether the alignment error and the mean gate are worth showing.
     has_gates = False
-    #: Whether `merge()` gives a stock model that computes the monolingual path.
-    is_mergeable = True
     #: Whether the connection reads or changes sites of the blocks (`keras_cc.taps`).
     needs_taps = False
+
+    @property
+    def obstacle(self):
+        """Why `merge()` cannot give a stock model of the monolingual path, or None: it can."""
+        return None
 
     def block_numbers(self, num_blocks):
         """The blocks whose feed-forward projection is wrapped, sorted, from 0."""

@@ -118,6 +118,10 @@ class FusedConnection(Connection):
             **kwargs,
         )
 
+    @property
+    def obstacle(self):
+        return "a non-linear transform is no matrix" if self.transform == "mlp" else None
+
     def block_numbers(self, num_blocks):
         """The connected blocks of a model with `num_blocks`, sorted, from 0."""
         if self.layers == "all":

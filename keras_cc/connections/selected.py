@@ -25,7 +25,8 @@ class SelectedConnection(Connection):
     At inference, without the pivot prompt, a first pass collects the target prompt's own
     activations, and `a_l X` takes the place of `a_l`. One matrix `X` serves all layers: the
     identity until `CCCausalLM.fit_transform` fits it, after training. What is added depends on
-    the prompt, so `merge()` cannot fold it: keep the `CCCausalLM` for inference.
+    the prompt, so `merge()` cannot fold it: keep the `CCCausalLM` for inference. (Without a
+    transform there is nothing to fold.)
 
     Args:
         temperature: float > 0, of the Gumbel softmax.
@@ -47,13 +48,18 @@ class SelectedConnection(Connection):
     leaves the Gumbel noise on at inference; here inference is deterministic.
     """
 
-    is_mergeable = False
     needs_taps = True
 
     def __init__(self, temperature=1.0, transform="linear"):
         check_option("transform", transform, ("linear", None))
         self.temperature = LayerSelector(temperature).temperature  # checked there
         self.transform = transform
+
+    @property
+    def obstacle(self):
+        if self.transform is None:
+            return None
+        return "what it adds depends on the prompt, and needs a first pass over it"
 
     def own_layers(self, num_blocks, dim):
         selector = LayerSelector(self.temperature, dtype="float32", name="layer_selector")

@@ -378,17 +378,26 @@ def token_means(batches, loss, weight):
     return micro, totals / sum(float(weight(b).sum()) for b in batches)
 
 
-@pytest.mark.parametrize("column", [0, 1])
-def test_loss_scale_turns_micro_batch_means_into_token_means(column):
-    rows = [r for r in ROWS if r["instruction_en"]] + ROWS[:2]
-    weight = [
-        lambda b: b[2],
-        lambda b: b[0]["padding_mask"] * b[0]["pivot_padding_mask"].any(1, keepdims=True),
-    ][column]
-    loss = lambda b: np.sin(b[0]["token_ids"] + np.arange(T))  # noqa: E731
-    batches = list(PreparedBatches(rows, prepare, batch_size=1, accumulate=3))
-    assert len(batches) == 6
-    for group in (batches[:3], batches[3:]):
+def has_pivot(batch):
+    return batch[0]["pivot_padding_mask"].any(axis=1, keepdims=True)
+
+
+# What each column of `loss_scale` counts, as weights of (B, T) or (B, 1).
+COUNTED = [lambda b: b[2], lambda b: b[0]["padding_mask"] * has_pivot(b), has_pivot]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.mark.parametrize("column", [0, 1, 2])
+def test_loss_scale_turns_micro_batch_means_into_means_of_the_group(column, batch_size):
+    # Rows 0, 3 and 6 have no pivot: there are micro-batches with two, with one and with none.
+    rows = [ROWS[i] for i in (1, 2, 0, 3, 4, 5, 1, 0, 2, 4, 6, 5)]
+    weight = COUNTED[column]
+    loss = lambda b: np.sin(b[0]["token_ids"] + np.arange(weight(b).shape[1]))  # noqa: E731
+    batches = list(PreparedBatches(rows, prepare, batch_size=batch_size, accumulate=3))
+    assert len(batches) == 12 // batch_size
+    assert len({weight(b).sum() for b in batches[:3]}) > 1  # else scales of one would do
+    for group in chunks(batches, 3):
+        assert all(b[0]["loss_scale"].shape == (batch_size, 3) for b in group)
         micro, expected = token_means([b for b in group if weight(b).any()], loss, weight)
         micro = dict(zip([id(b) for b in group if weight(b).any()], micro, strict=True))
         scaled = [b[0]["loss_scale"][0, column] * micro.get(id(b), 0.0) for b in group]
@@ -454,7 +463,86 @@ def test_loss_scale_of_a_stream_splits_a_group_at_the_end_of_an_epoch():
 def test_loss_scale_is_one_where_a_whole_group_has_no_pivot():
     rows = [{**r, "instruction_en": ""} for r in ROWS[:2]]
     for x, _, _ in PreparedBatches(rows, prepare, batch_size=1, accumulate=2):
-        assert x["loss_scale"][0, 1] == 1.0
+        assert x["loss_scale"][0, 1:].tolist() == [1.0, 1.0]
+
+
+def test_the_three_scales_by_hand():
+    # Answers of 2 and 3 tokens; prompts end at 3 and 5, so rows of 6 and 9 tokens; one pivot.
+    rows = [ROWS[1], ROWS[2], {**ROWS[2], "instruction_en": ""}]
+    one, two = (b[0]["loss_scale"] for b in PreparedBatches(rows, prepare, 2, accumulate=2))
+    lengths = [int(prepare([row])[0]["padding_mask"].sum()) for row in rows[:2]]
+    assert lengths == [1 + 2 + 1 + 2, 2 + 2 + 1 + 3]
+    np.testing.assert_allclose(one, [[2 * 5 / 8, 2.0, 2.0]] * 2, rtol=1e-6)
+    np.testing.assert_allclose(two, [[2 * 3 / 8, 0.0, 0.0]], rtol=1e-6)
+
+
+# ---------------------------------------------------------------- turns and the fewest rows
+
+
+def turns(stream):
+    """The turn of each batch; every row of it says the same."""
+    found = [x["objective_turn"] for x, _, _ in stream]
+    assert {turn.dtype for turn in found} == {np.dtype("int32")}
+    assert all(len(turn) == len(b[1]) for turn, b in zip(found, stream, strict=True))
+    assert all((turn == turn[0]).all() for turn in found)
+    return [int(turn[0]) for turn in found]
+
+
+@pytest.mark.parametrize("source", ["rows", "columns", "arrays", "iterable of rows"])
+@pytest.mark.parametrize(
+    "accumulate, expected",
+    # Three batches a pass, three passes: turns change per optimizer step, across the passes.
+    [
+        (1, [0, 1, 0, 1, 0, 1, 0, 1, 0]),
+        (2, [0, 0, 1, 1, 0, 0, 1, 1, 0]),
+        (4, [0] * 4 + [1] * 4 + [0]),
+    ],
+)
+def test_optimizer_steps_take_turns(source, accumulate, expected):
+    options = {"batch_size": 3, "accumulate": accumulate, "alternate": True}
+    batches = PreparedBatches(SOURCES[source](), prepare, **options)
+    assert turns([b for _ in range(3) for b in batches]) == expected
+
+
+def test_turns_go_on_with_the_optimizers_step():
+    for step, expected in ((0, [0, 0, 1]), (3, [1, 0, 0]), (5, [0, 1, 1])):
+        batches = PreparedBatches(ROWS, prepare, 3, accumulate=2, alternate=True, step=step)
+        assert turns(list(batches)) == expected, step
+
+
+def test_without_an_objective_that_alternates_there_are_no_turns():
+    assert all("objective_turn" not in x for x, _, _ in PreparedBatches(ROWS, prepare, 3))
+
+
+def test_a_first_batch_with_too_few_rows_is_refused_and_a_last_one_is_not():
+    message = r"at least 2 rows.*Raise `batch_size`.*Received: a first batch of 1 row"
+    with pytest.raises(ValueError, match=message):
+        list(PreparedBatches(ROWS, prepare, batch_size=1, least_rows=2))
+    batches = PreparedBatches(ROWS, prepare, batch_size=3, least_rows=2)
+    assert [len(y) for _, y, _ in batches] == [3, 3, 1]
+    assert len(list(PreparedBatches(ROWS, prepare, batch_size=1))) == 7
+
+
+class TurnRecorder(Recorder):
+    """Logs the turn of each step, plus 1, where `Recorder` logs places."""
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        turn = keras.ops.cast(x["objective_turn"][0], "float32") + 1.0
+        row = keras.ops.one_hot(self.at, 64)[:, None] * keras.ops.one_hot(7, 8)[None]
+        self.seen.assign_add(row * turn)
+        return super().compute_loss(x, y, y_pred, sample_weight, training)
+
+    def turns(self):
+        last = keras.ops.convert_to_numpy(self.seen + 0)[:, 7]
+        return [int(turn) - 1 for turn in last if turn]
+
+
+@pytest.mark.parametrize("source", ["rows", "iterable of rows"])
+def test_turns_reach_the_steps_of_fit(monkeypatch, source):
+    monkeypatch.setitem(globals(), "Recorder", TurnRecorder)  # `fit` makes one
+    options = {"accumulate": 2, "alternate": True}
+    model, _ = fit(PreparedBatches(SOURCES[source](), prepare, batch_size=3, **options), epochs=3)
+    assert model.turns() == [0, 0, 1, 1, 0, 0, 1, 1, 0]
 
 
 def test_steps_stay_with_the_optimizer_in_fit():
