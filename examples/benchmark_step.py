@@ -1,9 +1,10 @@
-"""Time and peak memory of a connected training step, beside KerasHub's own `CausalLM.fit`.
+"""Time and peak memory of a recipe's training step, beside KerasHub's own `CausalLM.fit`.
 
     python examples/benchmark_step.py --model gemma3_270m --backend jax
+    python examples/benchmark_step.py --recipe cc_published --baseline sft
 
 Both train all weights of the same model on the same target batch with Adam. Each
-measurement is a process of its own, the two in turn (stock, connected, stock, ...), so that
+measurement is a process of its own, the two in turn (baseline, recipe, baseline, ...), so that
 a drift of the machine's speed meets both; a ratio is taken within each turn. The time is the
 median over the steps after the first two (compilation, warm-up); the memory is the process'
 peak resident size, which contains the framework and the weights.
@@ -41,10 +42,12 @@ class Arguments:
     """Steps a measurement, the first two not counted."""
     turns: int = 3
     """How many times the two are measured."""
-    options: str = "{}"
-    """JSON of `keras_cc.FusedConnection` options."""
-    worker: Literal["", "stock", "connected"] = ""
-    """Measure one of the two in this process and print JSON (used by the script itself)."""
+    recipe: str = "cc"
+    """What is measured: a name of `keras_cc.recipes`."""
+    baseline: str = "stock"
+    """What it is measured against: `stock`, KerasHub's own `fit`, or another recipe."""
+    worker: str = ""
+    """Measure this one in this process and print JSON (used by the script itself)."""
 
 
 def make_model(name):
@@ -83,9 +86,8 @@ def measure(args):
     pair = {"pivot_token_ids": pivot, "pivot_padding_mask": np.ones_like(pivot)}
 
     model, x = causal_lm, target
-    if args.worker == "connected":
-        connection = keras_cc.FusedConnection(**json.loads(args.options))
-        model = keras_cc.CCCausalLM(causal_lm, connection, preprocessor=None)
+    if args.worker != "stock":
+        model = keras_cc.recipes.get(args.worker).model(causal_lm, preprocessor=None)
         x = {**target, "answer_mask": answer, **pair}
     model.compile(optimizer=keras.optimizers.Adam(1e-5))
 
@@ -117,8 +119,10 @@ def measure(args):
 
 def compare(args):
     """Measure the two in turn and print a Markdown row."""
+    if args.recipe == args.baseline:
+        raise SystemExit(f"--recipe and --baseline must differ. Received: {args.recipe} twice")
     environment = {**os.environ, "KERAS_BACKEND": args.backend, "PYTHONWARNINGS": "ignore"}
-    found = {"stock": [], "connected": []}
+    found = {args.baseline: [], args.recipe: []}
     for turn in range(args.turns):
         for worker, results in found.items():
             command = [sys.executable, __file__, *sys.argv[1:], "--worker", worker]
@@ -129,22 +133,22 @@ def compare(args):
             print(f"turn {turn + 1}, {worker}: {results[-1]}", file=sys.stderr, flush=True)
 
     def ratios(key):
-        pairs = zip(found["connected"], found["stock"], strict=True)
-        values = sorted(connected[key] / stock[key] for connected, stock in pairs)
+        pairs = zip(found[args.recipe], found[args.baseline], strict=True)
+        values = sorted(recipe[key] / baseline[key] for recipe, baseline in pairs)
         return f"{statistics.median(values):.2f} ({values[0]:.2f} to {values[-1]:.2f})"
 
     def medians(key):
         return " / ".join(
             f"{statistics.median(result[key] for result in found[worker]):.2f}"
-            for worker in ("connected", "stock")
+            for worker in (args.recipe, args.baseline)
         )
 
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
-    print("| model | backend | time ratio | s a step | memory ratio | peak GiB |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    print("| model | backend | compared | time ratio | s a step | memory ratio | peak GiB |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     print(
-        f"| {args.model} | {args.backend} | {ratios('seconds')} | {medians('seconds')} "
-        f"| {ratios('gib')} | {medians('gib')} |"
+        f"| {args.model} | {args.backend} | {args.recipe} / {args.baseline} "
+        f"| {ratios('seconds')} | {medians('seconds')} | {ratios('gib')} | {medians('gib')} |"
     )
 
 

@@ -15,7 +15,6 @@ import os
 import pathlib
 import time
 import unicodedata
-from typing import Literal
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -32,8 +31,8 @@ import keras_cc.demo
 class Arguments:
     """Fine-tune a KerasHub causal language model with CC-Tuning, or another recipe."""
 
-    recipe: Literal[tuple(keras_cc.recipes.names())] = "cc"
-    """What is trained, see the table of recipes in the README."""
+    recipe: str = "cc"
+    """What is trained: sft, cc, cc_published, dft, ...; see the table of recipes in the README."""
     preset: str = "demo:gemma3_270m"
     """A KerasHub preset (name, handle or folder), or `demo:` and the name of a demo model."""
     data: str | None = None
@@ -80,8 +79,8 @@ def load_rows(args):
     # The same item in another language is the same id: split by id, not by row.
     ids = sorted({str(row.get("id", number)) for number, row in enumerate(rows)})
     tenth = max(1, len(ids) // 10)
-    place = dict.fromkeys(ids[:-2 * tenth], 0)
-    place |= dict.fromkeys(ids[-2 * tenth:-tenth], 1) | dict.fromkeys(ids[-tenth:], 2)
+    place = dict.fromkeys(ids[: -2 * tenth], 0)
+    place |= dict.fromkeys(ids[-2 * tenth : -tenth], 1) | dict.fromkeys(ids[-tenth:], 2)
     splits = [[], [], []]
     for number, row in enumerate(rows):
         splits[place[str(row.get("id", number))]].append(row)

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 import keras
 
 from keras_cc import cc_weights, templates
+from keras_cc.data import pairs
 from keras_cc.data.columns import describe, plain_text, to_columns
 
 FORMAT = "keras_cc distillation 1"
@@ -129,7 +130,7 @@ def distill(
     distilled, empty, too_long, cut = [], [], [], []
     for row, name, prompt in zip(rows, names, prompts, strict=True):
         answer = answers[prompt]
-        length = _answer_length(preprocessor, row, answer, name)
+        length = preprocessor.answer_length(row[preprocessor.instruction_column], answer)
         if not answer.strip():
             empty.append(name)
         elif length is None:
@@ -183,22 +184,23 @@ def _english_prompts(preprocessor, rows):
         raise TypeError(
             f"`rows` must be a list of row dicts, at least one. Received: rows={describe(rows)}"
         )
+    instruction_column, id_column = preprocessor.instruction_column, preprocessor.id_column
     lang_column, pivot_column = preprocessor.lang_column, preprocessor.pivot_column
-    read = (preprocessor.instruction_column, pivot_column, lang_column, preprocessor.id_column)
-    columns = to_columns(found, read)
-    names = preprocessor._row_names(columns, len(found))
-    instructions = preprocessor._texts(columns, preprocessor.instruction_column, names)
-    prompts = preprocessor._pivots(columns, instructions, names)
+    language = preprocessor.pivot_language
+    columns = to_columns(found, (instruction_column, pivot_column, lang_column, id_column))
+    names = pairs.row_names(columns, id_column, len(found))
+    instructions = pairs.read_texts(columns, instruction_column, names)
+    prompts = pairs.read_pivots(columns, instructions, names, pivot_column, lang_column, language)
     for i, row in enumerate(found):
         if prompts[i] is not None:
             continue
         # As in training: what is in the pivot's language has no pivot beside it.
         lang, pivot = plain_text(row.get(lang_column)), plain_text(row.get(pivot_column))
-        if not (preprocessor._is_pivot_language(lang) if lang else pivot == instructions[i]):
+        if not pairs.is_in_pivot_language(lang, instructions[i], pivot, language):
             raise ValueError(
                 f"{names[i]}: there is no {pivot_column!r} for the model to answer. Give it one, "
-                f"or leave the row out; a row in {preprocessor.pivot_language!r} itself says so in "
-                f"{lang_column!r}. Received: {pivot_column}={pivot!r}, {lang_column}={lang!r}"
+                f"or leave the row out; a row in {language!r} itself says so in {lang_column!r}. "
+                f"Received: {pivot_column}={pivot!r}, {lang_column}={lang!r}"
             )
         prompts[i] = instructions[i]
     return found, names, prompts
@@ -233,18 +235,6 @@ def _sampling(causal_lm, sampler):
         yield
     finally:
         causal_lm.sampler, causal_lm.generate_function = kept
-
-
-def _answer_length(preprocessor, row, answer, name):
-    """Tokens of an answer, or None where it does not fit into a training row."""
-    encoder = preprocessor._get_encoder()
-    prompt = encoder.prompts([plain_text(row[preprocessor.instruction_column])])[0]
-    ids = encoder.answers([answer])[0]
-    try:
-        preprocessor._row(prompt, ids, name)
-    except ValueError:
-        return None
-    return len(ids)
 
 
 def _distilled(preprocessor, row, answer, keep_pivot):

@@ -2,8 +2,6 @@
 
 Notable choices:
 
-- Tokenisation runs eagerly in Python on every backend. KerasHub's in-graph path (`tf.data`)
-  tokenises "\\n\\n" and special tokens differently, and needs TensorFlow.
 - Prompt and answer are tokenised apart, so an answer's ids do not depend on its prompt, and the
   prompt's ids at inference are the ones seen in training.
 - A prompt too long for its row loses tokens on the left; an answer is never cut.
@@ -17,12 +15,13 @@ import keras
 import numpy as np
 
 from keras_cc import templates
+from keras_cc.data import pairs
 from keras_cc.data.columns import plain_text, to_columns
-from keras_cc.prompt_encoder import PromptEncoder
+from keras_cc.tokenization import TemplateTokenizer
 
 
 @keras.saving.register_keras_serializable(package="keras_cc")
-class CCPreprocessor:
+class CCPreprocessor(TemplateTokenizer):
     """Turns paired prompts and answers into the arrays that `CCCausalLM` trains on.
 
     A row of the target stream is
@@ -105,62 +104,21 @@ class CCPreprocessor:
         self.pivot_max_length = _check_length(
             "pivot_max_length", self.max_length if pivot_max_length is None else pivot_max_length
         )
-        self.template = templates.get(template)
+        template = templates.get(template)
         self.instruction_column = instruction_column
         self.output_column = output_column
         self.pivot_column = pivot_column
         self.lang_column = lang_column
         self.id_column = id_column
         self.pivot_language = pivot_language
-        for name in (*_COLUMN_ARGUMENTS, "pivot_language"):
-            value = getattr(self, name)
-            if not isinstance(value, str) or not value:
-                raise ValueError(f"`{name}` must be a non-empty string. Received: {name}={value!r}")
-        columns = [getattr(self, name) for name in _COLUMN_ARGUMENTS]
-        if len(set(columns)) < len(columns):
-            raise ValueError(f"Each column must have its own name. Received: {columns}")
-        self._add_start_token = add_start_token
+        columns = {name: getattr(self, name) for name in _COLUMN_ARGUMENTS}
+        pairs.check_names(**columns, pivot_language=pivot_language)
+        names = list(columns.values())
+        if len(set(names)) < len(names):
+            raise ValueError(f"Each column must have its own name. Received: {names}")
         self._lock = threading.Lock()
         self._row_count = self._truncated_count = 0
-        self._preprocessor: Any = None
-        self._encoder: PromptEncoder | None = None
-        self.preprocessor = preprocessor
-
-    # --- the tokenizer ---
-
-    @property
-    def preprocessor(self) -> Any:
-        """The KerasHub preprocessor or tokenizer. May be set, as after loading a config."""
-        return self._preprocessor
-
-    @preprocessor.setter
-    def preprocessor(self, value: Any) -> None:
-        tokenizer = getattr(value, "tokenizer", value)
-        if value is not None:
-            _check_tokenizer(tokenizer)
-        self._preprocessor, self._encoder = value, None
-        if value is not None and self.has_vocabulary:
-            self._get_encoder()  # a template that does not fit fails here, not in `fit`
-
-    @property
-    def tokenizer(self) -> Any:
-        """The KerasHub tokenizer, or `None`."""
-        return getattr(self._preprocessor, "tokenizer", self._preprocessor)
-
-    @property
-    def has_vocabulary(self) -> bool:
-        """Whether there is a tokenizer with a vocabulary: one from a bare config has none."""
-        try:
-            return self.tokenizer is not None and self.tokenizer.vocabulary_size() > 0
-        except ValueError:
-            return False
-
-    @property
-    def add_start_token(self) -> bool:
-        """Whether rows begin with the start token, where the tokenizer has one."""
-        if self._add_start_token is not None:
-            return bool(self._add_start_token)
-        return bool(getattr(self._preprocessor, "add_start_token", True))
+        super().__init__(preprocessor, template, add_start_token)
 
     @property
     def row_count(self) -> int:
@@ -172,58 +130,6 @@ class CCPreprocessor:
         """Number of rows whose prompt was cut on the left to fit `max_length`."""
         return self._truncated_count
 
-    @property
-    def pad_token_id(self) -> int:
-        """Id that fills a row up, where every mask is 0."""
-        index = getattr(self.tokenizer, "pad_token_id", None)
-        return 0 if index is None else int(index)
-
-    @property
-    def end_token_id(self) -> int | None:
-        """Id that ends an answer: the template's end of turn, else the tokenizer's end token."""
-        end_of_turn = self._get_encoder().end_of_turn_id
-        end = end_of_turn if end_of_turn is not None else self.tokenizer.end_token_id
-        return None if end is None else int(end)
-
-    @property
-    def stop_token_ids(self) -> tuple[int, ...]:
-        """Ids at which generation stops: the tokenizer's end tokens and the template's."""
-        ids = [getattr(self.tokenizer, name, None) for name in ("end_token_id", "end_token2_id")]
-        ids.append(self._get_encoder().end_of_turn_id)
-        return tuple(dict.fromkeys(int(i) for i in ids if i is not None))
-
-    def _get_encoder(self) -> PromptEncoder:
-        if self._encoder is None:
-            if not self.has_vocabulary:
-                raise ValueError(
-                    "CCPreprocessor has no tokenizer with a vocabulary: a config does not carry "
-                    "one. Set `cc_preprocessor.preprocessor` to the KerasHub preprocessor or "
-                    f"tokenizer. Received: preprocessor={self._preprocessor}"
-                )
-            self._encoder = PromptEncoder(self.tokenizer, self.template, self._tokenize)
-        return self._encoder
-
-    def _tokenize(self, texts: list[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        tokenizer, result = self.tokenizer, self.tokenizer.tokenize(texts)
-        if not isinstance(result, list):
-            raise TypeError(
-                "The tokenizer must tokenize in Python: build it without "
-                "`_allow_python_workflow=False`, and call CCPreprocessor outside of tf.function "
-                f"and `tf.data.Dataset.map`. Received: {type(result)}"
-            )
-        # SentencePiece tokenizers may add these to every string, answers included.
-        first = 1 if getattr(tokenizer, "add_bos", False) else 0
-        last = -1 if getattr(tokenizer, "add_eos", False) else None
-        return [[int(i) for i in ids[first:last]] for ids in result]
-
-    def _start(self, prompt: Sequence[int]) -> list[int]:
-        index = getattr(self.tokenizer, "start_token_id", None)
-        if index is None or not self.add_start_token or list(prompt[:1]) == [int(index)]:
-            return []
-        return [int(index)]
-
     # --- rows ---
 
     def __call__(
@@ -232,27 +138,23 @@ class CCPreprocessor:
         """Prepares a batch of rows; see the class for arguments, returns and errors."""
         columns = to_columns(rows, [getattr(self, name) for name in _COLUMN_ARGUMENTS])
         size = len(next(iter(columns.values())))
-        names = self._row_names(columns, size)
-        instructions = self._texts(columns, self.instruction_column, names)
-        answers = self._texts(columns, self.output_column, names)
-        pivots = self._pivots(columns, instructions, names)
+        names = pairs.row_names(columns, self.id_column, size)
+        instructions = pairs.read_texts(columns, self.instruction_column, names)
+        answers = pairs.read_texts(columns, self.output_column, names)
+        pivots = pairs.read_pivots(
+            columns, instructions, names, self.pivot_column, self.lang_column, self.pivot_language
+        )
         encoder = self._get_encoder()
-        prompt_ids, answer_ids = encoder.prompts(instructions), encoder.answers(answers)
-
-        token_ids = np.full((size, self.max_length), self.pad_token_id, "int32")
-        padding_mask = np.zeros_like(token_ids)
+        ids = zip(encoder.prompts(instructions), encoder.answers(answers), names, strict=True)
+        packed = [self._row(prompt, answer, name) for prompt, answer, name in ids]
+        token_ids, padding_mask = self._padded([row for row, _, _ in packed], self.max_length)
         answer_mask = np.zeros_like(token_ids)
-        truncated = 0
-        for i, (prompt, answer) in enumerate(zip(prompt_ids, answer_ids, strict=True)):
-            row, prompt_length, is_cut = self._row(prompt, answer, names[i])
-            truncated += is_cut
-            token_ids[i, : len(row)] = row
-            padding_mask[i, : len(row)] = 1
+        for i, (row, prompt_length, _) in enumerate(packed):
             answer_mask[i, prompt_length - 1 : len(row) - 1] = 1
         pivot = self._pack_pivots(pivots, names)
         with self._lock:
             self._row_count += size
-            self._truncated_count += truncated
+            self._truncated_count += sum(is_cut for _, _, is_cut in packed)
 
         y = np.full_like(token_ids, self.pad_token_id)
         y[:, :-1] = token_ids[:, 1:]
@@ -278,9 +180,33 @@ class CCPreprocessor:
         kept = prompt[max(0, len(prompt) - room) :]
         return start + kept + answer + end, len(start) + len(kept), len(kept) < len(prompt)
 
+    def answer_length(self, instruction: str, answer: str) -> int | None:
+        """Counts the tokens of an answer, without its end token.
+
+        Args:
+            instruction: string, the prompt that the answer follows.
+            answer: string.
+
+        Returns:
+            int, or `None` where no training row can hold the answer: start token, one token of
+            the prompt, answer and end token are more than `max_length`.
+
+        Raises:
+            TypeError: where a text is not a string.
+
+        Example: `cc_preprocessor.answer_length("Habari?", "Nzuri")`
+        """
+        encoder = self._get_encoder()
+        (prompt,) = encoder.prompts(_check_prompts("instruction", [instruction]))
+        (ids,) = encoder.answers(_check_prompts("answer", [answer]))
+        try:
+            self._row(prompt, ids, "row")
+        except ValueError:
+            return None
+        return len(ids)
+
     def _pack_pivots(self, pivots: Sequence[str | None], names: list[str]) -> dict[str, np.ndarray]:
-        token_ids = np.full((len(pivots), self.pivot_max_length), self.pad_token_id, "int32")
-        padding_mask = np.zeros_like(token_ids)
+        rows: list[list[int]] = [[] for _ in pivots]
         present = [i for i, pivot in enumerate(pivots) if pivot]
         encoded = self._get_encoder().prompts([pivots[i] for i in present])
         for i, prompt in zip(present, encoded, strict=True):
@@ -291,56 +217,17 @@ class CCPreprocessor:
                     f"raise `pivot_max_length` to {len(row)} or more, or drop the row. "
                     f"Received: pivot_max_length={self.pivot_max_length}"
                 )
-            token_ids[i, : len(row)] = row
-            padding_mask[i, : len(row)] = 1
+            rows[i] = row
+        token_ids, padding_mask = self._padded(rows, self.pivot_max_length)
         return {"pivot_token_ids": token_ids, "pivot_padding_mask": padding_mask}
 
-    def _row_names(self, columns: dict[str, Any], size: int) -> list[str]:
-        ids = columns.get(self.id_column, [None] * size)
-        return [
-            f"row {i}" if ids[i] is None else f"row with id {plain_text(ids[i])}"
-            for i in range(size)
-        ]
-
-    def _texts(self, columns: dict[str, Any], column: str, names: list[str]) -> list[str]:
-        if column not in columns:
-            raise ValueError(
-                f"The rows have no column {column!r}. Name yours with `instruction_column=`, "
-                f"`output_column=`, ... of CCPreprocessor. Received: columns {sorted(columns)}"
-            )
-        texts = []
-        for name, value in zip(names, columns[column], strict=True):
-            text = plain_text(value)
-            if text is None:
-                raise ValueError(f"{name}: no {column!r}. Received: {column}=None")
-            if not isinstance(text, str):
-                raise TypeError(f"{name}: {column!r} must be a string. Received: {value!r}")
-            if not text.strip():
-                raise ValueError(f"{name}: {column!r} is empty. Received: {column}={text!r}")
-            texts.append(text)
-        return texts
-
-    def _pivots(
-        self, columns: dict[str, Any], instructions: list[str], names: list[str]
-    ) -> list[str | None]:
-        """Returns each row's pivot text, `None` where the row trains without one."""
-        nothing = [None] * len(instructions)
-        langs = [plain_text(v) for v in columns.get(self.lang_column, nothing)]
-        pivots: list[str | None] = []
-        values = columns.get(self.pivot_column, nothing)
-        for i, (value, lang) in enumerate(zip(values, langs, strict=True)):
-            text = plain_text(value)
-            if text is not None and not isinstance(text, str):
-                raise TypeError(
-                    f"{names[i]}: {self.pivot_column!r} must be a string. Received: {value!r}"
-                )
-            is_pivot_row = self._is_pivot_language(lang) if lang else text == instructions[i]
-            pivots.append(text if text and text.strip() and not is_pivot_row else None)
-        return pivots
-
-    def _is_pivot_language(self, lang: Any) -> bool:
-        lang, pivot = (str(v).lower().replace("_", "-") for v in (lang, self.pivot_language))
-        return lang == pivot or lang.startswith(pivot + "-")
+    def _padded(self, rows: list[list[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
+        token_ids = np.full((len(rows), length), self.pad_token_id, "int32")
+        padding_mask = np.zeros_like(token_ids)
+        for i, row in enumerate(rows):
+            token_ids[i, : len(row)] = row
+            padding_mask[i, : len(row)] = 1
+        return token_ids, padding_mask
 
     # --- generation ---
 
@@ -363,18 +250,15 @@ class CCPreprocessor:
         Example: `cc_preprocessor.generate_preprocess(["Habari?"], max_length=64)`
         """
         length = self.max_length if max_length is None else _check_length("max_length", max_length)
-        prompts = _check_prompts("prompts", prompts)
-        token_ids = np.full((len(prompts), length), self.pad_token_id, "int32")
-        padding_mask = np.zeros_like(token_ids)
-        for i, prompt in enumerate(self._get_encoder().prompts(prompts)):
-            row = self._start(prompt) + prompt
+        encoded = self._get_encoder().prompts(_check_prompts("prompts", prompts))
+        rows = [self._start(prompt) + prompt for prompt in encoded]
+        for i, row in enumerate(rows):
             if not row or len(row) >= length:
                 raise ValueError(
                     f"prompts[{i}] has {len(row)} tokens; it needs at least 1, and room for one "
                     f"more to be generated. Received: max_length={length}"
                 )
-            token_ids[i, : len(row)] = row
-            padding_mask[i, : len(row)] = 1
+        token_ids, padding_mask = self._padded(rows, length)
         return {"token_ids": token_ids, "padding_mask": padding_mask}
 
     def pivot_preprocess(self, prompts: Sequence[str | None]) -> dict[str, np.ndarray]:
@@ -391,40 +275,7 @@ class CCPreprocessor:
         """
         prompts = _check_prompts("prompts", prompts, allow_none=True)
         names = [f"prompts[{i}]" for i in range(len(prompts))]
-        return self._pack_pivots([p if p and p.strip() else None for p in prompts], names)
-
-    def detokenize(
-        self, token_ids: Any, padding_mask: Any = None, prompt_lengths: Any = None
-    ) -> list[str]:
-        """Turns token ids back into text, without special tokens.
-
-        Args:
-            token_ids: int array (B, T).
-            padding_mask: int array (B, T) or `None`: tokens under a 0 are left out.
-            prompt_lengths: int array (B,) or `None`. Where given, that many tokens in front are
-                left out and the text ends before the first stop token after them.
-
-        Returns:
-            List of B strings.
-        """
-        token_ids = np.asarray(token_ids)
-        mask = np.ones_like(token_ids) if padding_mask is None else np.asarray(padding_mask)
-        if token_ids.ndim != 2 or mask.shape != token_ids.shape:
-            raise ValueError(
-                "`token_ids` and `padding_mask` must both have shape (B, T). "
-                f"Received: token_ids.shape={token_ids.shape}, padding_mask.shape={mask.shape}"
-            )
-        encoder, stop = self._get_encoder(), set(self.stop_token_ids)
-        special = stop | set(self.tokenizer.special_token_ids) | set(encoder.special_ids)
-        texts = []
-        for i in range(len(token_ids)):
-            start = 0 if prompt_lengths is None else int(prompt_lengths[i])
-            ids = [int(t) for t in token_ids[i, start:][mask[i, start:] != 0]]
-            if prompt_lengths is not None:
-                ids = ids[: next((n for n, t in enumerate(ids) if t in stop), len(ids))]
-            ids = [t for t in ids if t not in special]
-            texts.append(plain_text(self.tokenizer.detokenize([ids])[0]) if ids else "")
-        return texts
+        return self._pack_pivots([pairs.nonblank(p) for p in prompts], names)
 
     # --- serialisation ---
 
@@ -466,24 +317,6 @@ def _check_length(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 2:
         raise ValueError(f"`{name}` must be an integer of at least 2. Received: {name}={value!r}")
     return int(value)
-
-
-def _check_tokenizer(tokenizer: Any) -> None:
-    needed = ("tokenize", "detokenize", "token_to_id", "id_to_token", "end_token_id")
-    missing = [name for name in needed if not hasattr(tokenizer, name)]
-    if missing:
-        raise TypeError(
-            "`preprocessor` must be a KerasHub CausalLMPreprocessor or tokenizer "
-            f"(it lacks {missing}). Received: {tokenizer} (of type {type(tokenizer).__name__})"
-        )
-    if getattr(tokenizer, "sequence_length", None) is not None:
-        raise ValueError(
-            "The tokenizer must not cut or pad: build it without `sequence_length`. "
-            f"Received: tokenizer.sequence_length={tokenizer.sequence_length}"
-        )
-    dtype = str(getattr(tokenizer, "compute_dtype", "int32"))
-    if "int" not in dtype:
-        raise ValueError(f"The tokenizer must return integer ids. Received: dtype={dtype}")
 
 
 def _check_prompts(name: str, prompts: Any, allow_none: bool = False) -> list[Any]:

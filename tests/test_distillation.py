@@ -231,6 +231,7 @@ def test_answers_that_cannot_be_trained_on_are_left_out_and_counted(shared, gene
         run(shared)
 
 
+@cut
 def test_of_an_answer_only_what_clean_keeps(shared, monkeypatch, tmp_path):
     generation = Generation(monkeypatch, say=lambda prompt: f"{reply(prompt)}\nQuestion 2")
     rows = run(shared, tmp_path / "cache", clean=lambda text: text.splitlines()[0])

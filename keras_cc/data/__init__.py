@@ -2,11 +2,8 @@
 
 from typing import Any
 
-from keras_cc.data.code_switching import (
-    code_switch,
-    code_switching_curriculum,
-    load_lexicon,
-)
+from keras_cc.data.code_switching import code_switch, code_switching_curriculum
+from keras_cc.data.lexicon import load_lexicon
 from keras_cc.data.readers import load_jsonl
 from keras_cc.data.translation import augment_with_translation
 

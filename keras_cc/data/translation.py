@@ -11,10 +11,19 @@ import random
 import re
 import warnings
 from collections.abc import Iterable, Mapping
-from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any
 
-from keras_cc.data.columns import describe, plain_text
+from keras_cc.data.columns import plain_text
+from keras_cc.data.pairs import (
+    Pair,
+    base_language,
+    check_names,
+    check_rows,
+    check_seed,
+    check_share,
+    find_pairs,
+    read_text,
+)
 
 DIRECTIONS: tuple[str, ...] = ("to_pivot", "from_pivot")
 
@@ -149,17 +158,6 @@ def augment_with_translation(
     return result
 
 
-class Pair(NamedTuple):
-    """A row whose prompt is there in two languages. `index` is its place, `name` for messages."""
-
-    index: int
-    name: str
-    id: Any
-    lang: str | None
-    instruction: str
-    pivot: str
-
-
 Made = tuple[Pair, str, str | None, str, str]
 """A made row: the pair, what is put behind its id, language, instruction, output."""
 
@@ -232,104 +230,3 @@ def _translations(
 def language_name(code: str) -> str:
     """Gives a language's English name; of "pt-BR" that of "pt", of an unknown code the code."""
     return LANGUAGE_NAMES.get(base_language(code), code)
-
-
-def base_language(code: str) -> str:
-    """Gives the language of a code without its region or script: "pt" of "pt-BR"."""
-    return code.lower().replace("_", "-").split("-")[0]
-
-
-def find_pairs(
-    rows: list[Mapping[str, Any]],
-    *,
-    instruction_column: str,
-    pivot_column: str,
-    lang_column: str,
-    id_column: str,
-    pivot_language: str,
-) -> list[Pair]:
-    """Lists the rows that have a pivot in another language than their own; there must be one."""
-    check_names(
-        instruction_column=instruction_column,
-        pivot_column=pivot_column,
-        lang_column=lang_column,
-        id_column=id_column,
-        pivot_language=pivot_language,
-    )
-    pairs = []
-    for i, row in enumerate(rows):
-        row_id = plain_text(row.get(id_column))
-        name = f"row {i}" if row_id is None else f"row with id {row_id}"
-        pivot = read_text(row, pivot_column, name)
-        if pivot is None:
-            continue
-        instruction = read_text(row, instruction_column, name)
-        if instruction is None:
-            raise ValueError(
-                f"{name}: a pivot needs the same prompt in {instruction_column!r}. Name yours "
-                f"with `instruction_column=`. Received: {describe(row)}"
-            )
-        lang = read_text(row, lang_column, name)
-        # As CCPreprocessor tells them apart, so that a row is a pair here where it is one there.
-        in_pivot_language = is_in(lang, pivot_language) if lang else instruction == pivot
-        if in_pivot_language:
-            continue
-        pairs.append(Pair(i, name, row_id, lang, instruction, pivot))
-    if not pairs:
-        raise ValueError(
-            f"No row has a prompt in two languages: a {pivot_column!r} beside an "
-            f"{instruction_column!r} that is not in {pivot_language!r}. Name your columns with "
-            f"`pivot_column=`, `instruction_column=`. Received: {len(rows)} rows, the first "
-            f"{describe(rows[0])}"
-        )
-    return pairs
-
-
-def is_in(lang: str, language: str) -> bool:
-    """Whether a code is of this language or one of its regions: "en-GB" is in "en"."""
-    lang, language = (code.lower().replace("_", "-") for code in (lang, language))
-    return lang == language or lang.startswith(language + "-")
-
-
-def read_text(row: Mapping[str, Any], column: str, name: str) -> str | None:
-    """Gives a row's text, `None` where it is missing or blank."""
-    text = plain_text(row.get(column))
-    if text is not None and not isinstance(text, str):
-        raise TypeError(f"{name}: {column!r} must be a string. Received: {column}={text!r}")
-    return text if text and text.strip() else None
-
-
-def check_rows(rows: Any) -> list[Mapping[str, Any]]:
-    """Refuses what is not a list of at least one row dict."""
-    if isinstance(rows, Mapping | str | bytes) or not isinstance(rows, Iterable):
-        raise TypeError(f"`rows` must be a list of dicts. Received: rows={describe(rows)}")
-    rows = list(rows)
-    for i, row in enumerate(rows):
-        if not isinstance(row, Mapping):
-            raise TypeError(f"`rows` must be a list of dicts. Received: {describe(row)} as row {i}")
-    if not rows:
-        raise ValueError("`rows` must have at least one row. Received: rows=[]")
-    return rows
-
-
-def check_names(**names: Any) -> None:
-    """Refuses a column or language that is not a non-empty string."""
-    for argument, value in names.items():
-        if not isinstance(value, str) or not value:
-            raise ValueError(
-                f"`{argument}` must be a non-empty string. Received: {argument}={value!r}"
-            )
-
-
-def check_share(argument: str, value: Any) -> None:
-    """Refuses what is not a number in [0, 1]."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
-        raise ValueError(
-            f"`{argument}` must be a number from 0 to 1. Received: {argument}={value!r}"
-        )
-
-
-def check_seed(seed: Any) -> None:
-    """Refuses what would not draw the same again."""
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise ValueError(f"`seed` must be an integer. Received: seed={seed!r}")

@@ -1,4 +1,5 @@
 import abc
+from typing import Any
 
 from keras_cc.layers.cc_feed_forward import check_option
 
@@ -26,7 +27,7 @@ class Intervention(abc.ABC):
     def __init__(self, site):
         check_option("site", site, SITES)
         self.site = site
-        self.matrices = {}  # by block number, of the model that it is set on
+        self.matrices: dict[int, Any] = {}  # by block number, of the model that it is set on
 
     def check(self, num_blocks):
         """Raise a `ValueError` if the intervention does not fit a model of `num_blocks`."""
