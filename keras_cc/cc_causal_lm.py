@@ -1,3 +1,5 @@
+from typing import Any
+
 import keras
 
 from keras_cc import (
@@ -181,7 +183,7 @@ class CCCausalLM(PairedTrainer):
         return self._connection_layers.value
 
     @property
-    def intervention(self):
+    def intervention(self) -> Any:
         """The transform at inference, a `keras_cc.interventions.Intervention` or None."""
         return self._intervention.value
 

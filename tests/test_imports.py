@@ -17,7 +17,7 @@ PACKAGE = pathlib.Path(keras_cc.__file__).parent
 # not listed stands where its imports put it; no cycle is what it has to keep to.
 LEVELS = (
     ("version", "losses", "pairing", "ridge", "templates", "data"),
-    ("prompt_encoder", "objectives"),
+    ("prompt_encoder", "tokenization", "objectives"),
     ("layers", "preprocessing"),
     ("families", "connections"),
     ("taps",),

@@ -17,7 +17,7 @@ SITES = ["hidden", "ffn", "attention"]
 X, Y, WEIGHTS = tiny.batch(rows=5, prompt_lengths=(4, 3, 6, 5, 2), length=10)
 PROMPTS = ["Kenya'nın para", "the quick brown fox"]
 PIVOTS = ["What is the currency of Kenya?", "a fox"]
-LENGTH = 28
+LENGTH = 24
 
 
 class SiteReference(Reference):

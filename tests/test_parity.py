@@ -10,7 +10,7 @@ from backend_tools import run_python_for_json
 
 BACKENDS = ("jax", "tensorflow", "torch")
 INSTALLED = [name for name in BACKENDS if importlib.util.find_spec(name) is not None]
-NAMES = ("gemma", "gemma3", "llama3", "llama3-varied")
+NAMES = ("gemma", "gemma3", "llama3", "llama3-varied", "llama3-dft", "llama3-afp")
 SCRIPT = pathlib.Path(__file__).with_name("trajectory.py")
 
 pytestmark = [

@@ -40,22 +40,25 @@ DEV = [
     {"lang": "en", "instruction": "yes or no", "output": "yes", "instruction_en": "yes or no"},
     {"lang": "sw", "instruction": "nyumba", "output": "ndiyo", "instruction_en": "a house"},
 ]
-# In English by its language, with a pivot or without; by its text; and a row without a pivot.
+# In English by its language, with a pivot or without; by its text; and rows without a pivot.
 ENGLISH = [
-    {"lang": "en", "instruction": "the fox", "output": "yes", "instruction_en": "the fox"},
+    {"lang": "en", "instruction": "the fox", "output": "because", "instruction_en": "the fox"},
+    {"lang": "en-US", "instruction": "the dog", "output": "no", "instruction_en": "a brown dog"},
     {"lang": "en", "instruction": "the lazy dog", "output": "no"},
     {"instruction": "the question", "output": "yes", "instruction_en": "the question"},
-    {"instruction": "le renard", "output": "non"},
+    {"lang": "fr", "instruction": "le renard", "output": "non"},
+    {"instruction": "la maison", "output": "oui", "instruction_en": ""},
 ]
 RATE = 0.1
 DISTILLED = {"max_length": 24, "verbose": False}
 
-pytestmark = [
-    # The tiny model never stops by itself, and six rows do not determine a matrix.
+# The tiny model never stops by itself, and six rows do not determine a matrix.
+EXPECTED_WARNINGS = [
     pytest.mark.filterwarnings("ignore:.* fills max_length"),
     pytest.mark.filterwarnings("ignore:.* not determined in every direction"),
     pytest.mark.filterwarnings("ignore:Too few rows to hold some out"),
 ]
+pytestmark = EXPECTED_WARNINGS
 
 
 def options_of_data(recipe):
@@ -74,16 +77,10 @@ def build(name):
     return model
 
 
-def fit(model, source, steps=1, batch_size=6):
+def fit(model, source, steps=1):
     """The history of so many steps, one an epoch."""
-    return model.fit(
-        source,
-        batch_size=batch_size,
-        epochs=steps,
-        steps_per_epoch=1,
-        shuffle=False,
-        verbose=0,
-    ).history
+    options = {"batch_size": 6, "steps_per_epoch": 1, "shuffle": False, "verbose": 0}
+    return model.fit(source, epochs=steps, **options).history
 
 
 @dataclasses.dataclass
@@ -173,7 +170,7 @@ def test_english_rows_alone_train_as_plain_fine_tuning(name):
     model = build(name)
     connected.train_connection(model)  # gates and transforms that would change any row
     before = connected.weights(model)
-    history = fit(model, ENGLISH, batch_size=4)
+    history = fit(model, ENGLISH)
     after = connected.weights(model)
     np.testing.assert_allclose(history["loss"], loss, rtol=1e-6)
     connected.assert_weights_equal(
@@ -186,7 +183,7 @@ def test_english_rows_alone_train_as_plain_fine_tuning(name):
     assert max(np.abs(after[path] - before[path]).max() for path in weights) > 0.01
     assert connected.moved(before, after) <= backbone_paths()
     if name == "contrastive":  # on its own turn such a batch has nothing to say
-        assert fit(model, ENGLISH, batch_size=4)["loss"] == [0.0]
+        assert fit(model, ENGLISH)["loss"] == [0.0]
         assert not connected.moved(after, connected.weights(model))
 
 
@@ -212,7 +209,9 @@ def test_the_pivot_text_of_english_rows_changes_nothing(name):
 @pytest.mark.parametrize("name", ["cc_published", "incline", "xtransplant"])
 def test_finishing_passes_english_rows_over(name):
     model = build(name)
-    pairs, dev_pairs = ([r for r in rows if r["lang"] not in ("en", "en-GB")] for rows in (ROWS, DEV))
+    pairs, dev_pairs = [
+        [row for row in rows if not row["lang"].startswith("en")] for rows in (ROWS, DEV)
+    ]
     fit(model, run(name).data, steps=2)
     found = recipes.get(name).finish(model, pairs, dev_pairs, verbose=0)
     connected.assert_weights_equal(connected.weights(model), run(name).finished, atol=1e-4)

@@ -339,12 +339,12 @@ def text_model(family="llama3", seed=0, **options):
     return compiled(model, sampler="greedy")
 
 
-def fill_backbone(model, seed=0):
+def fill_backbone(model, seed=5):
     """Weights whose feed-forward activations are large: what is added decides what is said."""
     tiny.fill(model.causal_lm.backbone, seed)
     for variable in model.causal_lm.backbone.weights:
         if "feedforward_output_dense" in variable.path or "ffw_linear" in variable.path:
-            variable.assign(5 * connected.to_numpy(variable))
+            variable.assign(3 * connected.to_numpy(variable))
 
 
 @pytest.fixture
@@ -501,7 +501,7 @@ class TestGenerate:
         check()
         fill_backbone(model, seed=40)
         check()
-        fill_backbone(model, seed=0)
+        fill_backbone(model)
         model.load_cc_weights(tmp_path / "first.safetensors")
         generate(model)
         np.testing.assert_array_equal(seen_ids[-1].tolist(), said[0][: len(PROMPTS)])

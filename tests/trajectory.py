@@ -1,8 +1,9 @@
 """Losses of five SGD steps from fixed weights, for `test_parity.py` to compare.
 
-    KERAS_BACKEND=jax python trajectory.py gemma llama3 llama3-varied
+    KERAS_BACKEND=jax python trajectory.py gemma llama3 llama3-varied llama3-dft
 
-prints one JSON object: for each name, five losses.
+prints one JSON object: for each name, five losses. Behind the family's name may stand that of a
+recipe.
 """
 
 import json
@@ -11,7 +12,7 @@ import sys
 import keras
 import tiny
 
-from keras_cc import CCCausalLM, FusedConnection
+from keras_cc import CCCausalLM, FusedConnection, recipes
 
 STEPS = 5
 # A rate that is too high amplifies rounding: at 0.5 all losses drift apart by a tenth within a
@@ -32,8 +33,11 @@ VARIED = {
 
 def trajectory(name):
     family, _, variant = name.partition("-")
-    options = {"": {}, "varied": VARIED}[variant]
-    model = CCCausalLM(tiny.causal_lm(family), FusedConnection(dropout=0.0, **options))
+    if variant in recipes.names():
+        model = recipes.get(variant).model(tiny.causal_lm(family))
+    else:
+        options = {"": {}, "varied": VARIED}[variant]
+        model = CCCausalLM(tiny.causal_lm(family), FusedConnection(dropout=0.0, **options))
     for number, layer in enumerate(model.connection_layers().values()):
         tiny.fill(layer, 3 + number)
     model.compile(keras.optimizers.SGD(LEARNING_RATES.get(family, 0.02)))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keras_cc.data import code_switch, code_switching, code_switching_curriculum, load_lexicon
+from keras_cc.data import code_switch, code_switching, code_switching_curriculum
 
 TR = {
     "id": 1,
@@ -285,60 +285,7 @@ class TestProperties:
         assert all(all(unit) for unit in units)
 
 
-class TestLoadLexicon:
-    def read(self, path, text):
-        path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8"))
-        return load_lexicon(path)
-
-    def test_tabs_spaces_and_several_translations(self, tmp_path):
-        text = "\ufeffdog köpek\r\ncat\tkedi\n\ndog it\ndog  köpek\nplay tennis\ttenis oynamak\n"
-        assert self.read(tmp_path / "en-tr.txt", text) == {
-            "dog": ("köpek", "it"),
-            "cat": ("kedi",),
-            "play tennis": ("tenis oynamak",),
-        }
-        assert load_lexicon(str(tmp_path / "en-tr.txt"))["cat"] == ("kedi",)
-
-    def test_what_it_reads_switches(self, tmp_path):
-        lexicon = self.read(tmp_path / "en-ar.txt", "cat قطة\ndog كلب")
-        assert switched("The cat", lexicon, lang="ar") == "The قطة"
-
-    @pytest.mark.parametrize(
-        ("text", "message"),
-        [
-            ("dog köpek\ncat\n", "a.txt:2: not two columns.*Received: 'cat'"),
-            ("ice cream dondurma", "a.txt:1: not two columns"),
-            ("dog\t", "not two columns"),
-            ("a\tb\tc", "not two columns"),
-            (b"dog k\xf6pek", "a.txt:1: 'utf-8' codec.*Received: b'dog"),
-            (" \n\n", "no line.*path="),
-        ],
-    )
-    def test_refused(self, tmp_path, text, message):
-        with pytest.raises(ValueError, match=f"(?s){message}"):
-            self.read(tmp_path / "a.txt", text)
-
-    def test_no_file(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match="`path` must be a text file"):
-            load_lexicon(tmp_path)
-
-
-WORDS = LEXICONS["tr"]
 BAD = {
-    "no lexicon": (TypeError, [TR], {"lexicon": None}, "`lexicon` must be a dict.*lexicon=None"),
-    "list": (TypeError, [TR], {"lexicon": [("cat", "kedi")]}, "`lexicon` must be a dict"),
-    "empty": (ValueError, [TR], {"lexicon": {}}, r"`lexicon` must have at least one.*\{\}"),
-    "empty of one": (ValueError, [TR], {"lexicon": {"tr": {}}}, r"`lexicon\['tr'\]` must have"),
-    "mixed": (ValueError, [TR], {"lexicon": {"tr": WORDS, "cat": "kedi"}}, "not both"),
-    "number": (ValueError, [TR], {"lexicon": {"cat": 3}}, r"lexicon\['cat'\]=3"),
-    "number inside": (ValueError, [TR], {"lexicon": {"tr": {"cat": [3]}}}, r"\['cat'\]=\[3\]"),
-    "no words": (ValueError, [TR], {"lexicon": {"cat": []}}, r"a list of strings.*=\[\]"),
-    "blank": (ValueError, [TR], {"lexicon": {"cat": " "}}, "a list of strings.*=' '"),
-    "set": (ValueError, [TR], {"lexicon": {"cat": {"kedi"}}}, "a list of strings"),
-    "key": (ValueError, [TR], {"lexicon": {3: "kedi"}}, r"lexicon\[3\]='kedi'"),
-    "other": (ValueError, [TR, SW], {"lexicon": {"tr": WORDS}}, "row 1: .*'sw'.*'tr'"),
-    "no lang": (ValueError, [{**TR, "lang": None}], {"lexicon": {"tr": WORDS}}, "id 1: .*None"),
-    "two languages": (ValueError, [TR, SW], {"lexicon": WORDS}, r"of one language.*\['sw', 'tr'\]"),
     "level": (ValueError, [TR], {"level": "word"}, "`level` must be one of.*level='word'"),
     "ratio": (ValueError, [TR], {"ratio": 1.5}, "`ratio` must be a number from 0 to 1.*ratio=1.5"),
     "ratio nan": (ValueError, [TR], {"ratio": float("nan")}, "ratio=nan"),

@@ -5,6 +5,7 @@ import doctest
 import warnings
 
 import pytest
+import tiny_tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -58,10 +59,9 @@ def test_all_rows_of_one_pair():
 
 
 def test_a_made_row_is_a_plain_row_to_the_preprocessor():
-    made = augment_with_translation([TR])[1:]
-    columns = {key: [row.get(key) for row in made] for key in made[0]}
-    names, prompts = ["a", "b", "c"], columns["instruction"]
-    assert CCPreprocessor()._pivots(columns, prompts, names) == [None] * 3
+    paired, *made = augment_with_translation([TR])
+    x, _, _ = CCPreprocessor(tiny_tokenizers.gemma_tokenizer(), 128)([paired, *made])
+    assert x["pivot_padding_mask"].any(axis=1).tolist() == [True, False, False, False]
     assert all("instruction_en" not in row and "answers" not in row for row in made)
 
 

@@ -1,0 +1,113 @@
+"""Reading rows: what a code says of its language, and which rows have a pivot, to everybody."""
+
+import numpy as np
+import pytest
+
+from keras_cc.data import pairs
+from keras_cc.data.columns import to_columns
+
+COLUMNS = {
+    "instruction_column": "instruction",
+    "pivot_column": "instruction_en",
+    "lang_column": "lang",
+    "id_column": "id",
+}
+ROW = {"instruction": "same", "instruction_en": "What?", "lang": "tr", "output": "yes"}
+
+
+def pivots(rows, pivot_language="en"):
+    """As `CCPreprocessor` and `distill` read them."""
+    columns = to_columns(rows, list(COLUMNS.values()))
+    names = pairs.row_names(columns, "id", len(rows))
+    prompts = pairs.read_texts(columns, "instruction", names)
+    return pairs.read_pivots(columns, prompts, names, "instruction_en", "lang", pivot_language)
+
+
+@pytest.mark.parametrize(
+    "lang, pivot, expected",
+    [
+        ("en", "en", True),
+        ("EN", "en", True),
+        ("en-GB", "en", True),
+        ("en_us", "EN", True),
+        ("en", "en-GB", False),  # a region does not speak for its language
+        ("enm", "en", False),
+        ("en-GB-oxendict", "en_gb", True),
+        ("", "en", False),
+        (3, "en", False),
+    ],
+)
+def test_is_language(lang, pivot, expected):
+    assert pairs.is_language(lang, pivot) is expected
+
+
+def test_base_language():
+    codes = ["pt", "pt-BR", "PT_br", "zh-Hant-TW", ""]
+    assert [pairs.base_language(code) for code in codes] == ["pt", "pt", "pt", "zh", ""]
+
+
+@pytest.mark.parametrize(
+    "change, expected",
+    [
+        ({}, "What?"),
+        ({"instruction_en": ""}, None),
+        ({"instruction_en": " \n"}, None),
+        ({"instruction_en": None}, None),
+        ({"lang": "en_US"}, None),
+        ({"lang": "enm"}, "What?"),
+        ({"instruction_en": "same"}, "same"),  # a language is given: its word counts
+        ({"instruction_en": "same", "lang": None}, None),
+        ({"instruction_en": "same", "lang": ""}, None),
+        ({"lang": None}, "What?"),
+        ({"instruction_en": b"What?", "lang": np.str_("en")}, None),
+        ({"instruction_en": b"What?", "lang": np.array("tr")}, "What?"),
+    ],
+)
+def test_a_row_with_a_pivot_is_one_to_all(change, expected):
+    other = {**ROW, "instruction_en": "Who?", "id": 7}
+    rows = [{**ROW, **change}, other]
+    assert pivots(rows) == [expected, "Who?"]
+    found = pairs.find_pairs(rows, **COLUMNS, pivot_language="en")
+    last = pairs.Pair(1, "row with id 7", 7, "tr", "same", "Who?")
+    assert found[-1] == last
+    assert [(pair.index, pair.pivot) for pair in found[:-1]] == (
+        [] if expected is None else [(0, expected)]
+    )
+
+
+def test_another_pivot_language():
+    assert pivots([ROW, {**ROW, "lang": "tr-CY"}, {**ROW, "lang": "en"}], "tr") == [
+        None,
+        None,
+        "What?",
+    ]
+
+
+def test_rows_are_named_by_their_id_or_their_place():
+    columns = {"id": [None, 3, b"x", np.str_("y")]}
+    expected = ["row 0", "row with id 3", "row with id x", "row with id y"]
+    assert pairs.row_names(columns, "id", 4) == expected
+    assert pairs.row_names({}, "id", 2) == ["row 0", "row 1"]
+
+
+@pytest.mark.parametrize(
+    "read, received",
+    [
+        (lambda row: pivots([row]), "3"),
+        (lambda row: pairs.find_pairs([row], **COLUMNS, pivot_language="en"), "instruction_en=3"),
+    ],
+)
+def test_what_is_no_string_is_refused(read, received):
+    with pytest.raises(TypeError) as caught:
+        read({**ROW, "instruction_en": 3, "id": "x"})
+    message = f"row with id x: 'instruction_en' must be a string. Received: {received}"
+    assert str(caught.value) == message
+
+
+def test_columns_and_texts_that_every_row_must_have():
+    with pytest.raises(ValueError, match=r"no column 'output'.*`output_column=`.*'lang'"):
+        pairs.read_texts({"lang": ["tr"]}, "output", ["row 0"])
+    for value, message in ((None, "no 'output'. Received: output=None"), (" ", "is empty.*=' '")):
+        with pytest.raises(ValueError, match=f"row 1: .*{message}"):
+            pairs.read_texts({"output": ["yes", value]}, "output", ["row 0", "row 1"])
+    assert pairs.read_texts({"output": [b" a", "b"]}, "output", ["row 0", "row 1"]) == [" a", "b"]
