@@ -29,6 +29,17 @@ SIGMAS = tuple(round(-1 + 0.1 * step, 1) for step in range(21))
 LAYERS_TRIED = 6
 
 
+# What the preprocessor calls the columns that the data-level methods read.
+_COLUMNS = (
+    "instruction_column",
+    "output_column",
+    "pivot_column",
+    "lang_column",
+    "id_column",
+    "pivot_language",
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """A named combination of connection, objectives, intervention and data.
@@ -75,17 +86,27 @@ class Recipe:
             model: the recipe's model, with a preprocessor; distillation asks it for its answers,
                 so call this before training.
             rows: a list of paired row dicts.
-            cache: path of the file that keeps the answers of a distillation, or None.
+            cache: path of the file that keeps the answers of a distillation, or None; other
+                recipes have no use for it.
             **kwargs: of `keras_cc.data.augment_with_translation` or `keras_cc.distill`, whichever
                 the recipe uses.
 
         Returns:
             A list of rows; `rows` itself where the recipe leaves them as they are.
+
+        Raises:
+            TypeError: for `kwargs` that the recipe has no use for.
         """
         if self.augment == "translation":
-            return augment_with_translation(rows, **kwargs)
+            names = {name: getattr(model.preprocessor, name) for name in _COLUMNS}
+            return augment_with_translation(rows, **{**names, **kwargs})
         if self.augment == "distillation":
             return distill(model, rows, cache=cache, **kwargs)
+        if kwargs:
+            raise TypeError(
+                f"The recipe {self.name!r} leaves the rows as they are and takes no options for "
+                f"them. Received: {kwargs}"
+            )
         return rows
 
     def finish(self, model, rows, dev_rows=None, *, batch_size=8, verbose="auto"):
@@ -103,26 +124,32 @@ class Recipe:
             A dict of what was found, maybe empty: `fits`, from `CCCausalLM.fit_transform`, and
             `search`, a `keras_cc.SearchResult`.
         """
-        if self.intervention is None and not self.fits:
-            return {}
-        found = {}
-        if self.intervention is not None:
-            model.intervention = self.intervention()
+        found, before = {}, model.intervention
+        intervention = None if self.intervention is None else self.intervention()
+        if isinstance(intervention, XTransplant) and not dev_rows:
+            raise ValueError(
+                "`dev_rows` must be given: XTransplant's pair of layers is chosen by them. "
+                f"Received: dev_rows={dev_rows!r}"
+            )
         options = {"batch_size": batch_size, "verbose": verbose}
-        if self.fits:
-            found["fits"] = model.fit_transform(rows, **options)
-        if isinstance(model.intervention, XTransplant):
-            if not dev_rows:
-                raise ValueError(
-                    "`dev_rows` must be given: XTransplant's pair of layers is chosen by them. "
-                    f"Received: dev_rows={dev_rows!r}"
-                )
-            layers = _spread(model.num_blocks, LAYERS_TRIED)
-            grid = {"source_layer": layers, "target_layer": layers}
-            found["search"] = search(model, dev_rows, grid, **options)
-        elif isinstance(model.intervention, Incline) and dev_rows:
-            found["search"] = search(model, dev_rows, {"sigma": SIGMAS}, **options)
+        try:
+            if intervention is not None:
+                model.intervention = intervention
+            if self.fits:
+                found["fits"] = model.fit_transform(rows, **options)
+            grid = self._grid(intervention, model.num_blocks)
+            if grid and dev_rows:
+                found["search"] = search(model, dev_rows, grid, **options)
+        except BaseException:
+            model.intervention = before
+            raise
         return found
+
+    def _grid(self, intervention, num_blocks):
+        if isinstance(intervention, XTransplant):
+            layers = _spread(num_blocks, LAYERS_TRIED)
+            return {"source_layer": layers, "target_layer": layers}
+        return {"sigma": SIGMAS} if isinstance(intervention, Incline) else None
 
 
 def _spread(count, most):
@@ -230,9 +257,9 @@ RECIPES = {
             "afp",
             "objective: InfoNCE on pooled states of the first layer, beside the task",
             "AFP, chongli17/CrossLingualAlignment",
-            # Their loss is InfoNCE + 1.5 times the task's.
+            # Their loss is InfoNCE + 1.5 times the task's; they pool the last token.
             objectives=lambda: (
-                Contrastive(layer=0, temperature=0.05, alternating=False, weight=1 / 1.5),
+                Contrastive(0, "last", temperature=0.05, alternating=False, weight=1 / 1.5),
             ),
         ),
         Recipe(

@@ -52,7 +52,8 @@ def search(model, rows, grid, batch_size=16, verbose="auto"):
 
     Raises:
         ValueError: for a model without an intervention, an empty grid, an option that is none
-            of the swept ones, or a value that the model cannot have.
+            of the swept ones, a value that the model cannot have, or rows without a pivot where
+            the intervention reads one.
 
     Example:
 
@@ -73,6 +74,12 @@ def search(model, rows, grid, batch_size=16, verbose="auto"):
         )
     candidates = _candidates(intervention, grid, model.num_blocks)
     batches = list(PreparedBatches(rows, model.preprocessor, batch_size=batch_size))
+    has_pivot = any((x["pivot_padding_mask"] != 0).any() for x, _, _ in batches)
+    if intervention.needs_pivot and not has_pivot:
+        raise ValueError(
+            f"`rows` must have pivots, which {type(intervention).__name__} reads: without one every "
+            f"candidate is the same. Received: {sum(len(y) for _, y, _ in batches)} rows without"
+        )
     scorer = Compiled(model, lambda inputs: _nats(model, inputs))
     progress = keras.utils.Progbar(
         len(candidates), unit_name="candidate", verbose=1 if verbose == "auto" else verbose

@@ -359,15 +359,18 @@ def test_incline_is_least_squares_at_its_site(site, connection):
     model.intervention = Incline(sigma=0.5, site=site)
     options = {} if connection else {"transform": None}
     f, goal = last_states(reference(model, **options), rows[0], [(site, 0), (site, 1)])
-    for _ in range(2):  # the second time from other matrices than zeros: there is no W0
-        fits = fit(model, rows, ridge=0)
-        assert list(fits) == ["block_0", "block_1"]
-        for block in (0, 1):
-            expected = least_squares(f[:, block], goal[:, block])
-            kernel = connected.to_numpy(model.intervention.matrices[block].kernel)
-            assert_close(fits[f"block_{block}"].matrix, expected)
-            assert_close(kernel, expected)
-            assert fits[f"block_{block}"].rows == has_pivot(rows[0]).sum()
+    fits = fit(model, rows, ridge=0)
+    assert list(fits) == ["block_0", "block_1"]
+    for block in (0, 1):
+        expected = least_squares(f[:, block], goal[:, block])
+        kernel = connected.to_numpy(model.intervention.matrices[block].kernel)
+        assert_close(fits[f"block_{block}"].matrix, expected)
+        assert_close(kernel, expected)
+        assert fits[f"block_{block}"].rows == has_pivot(rows[0]).sum()
+    found = fit(model, rows, ridge=0.1)["block_1"]  # towards zero, and not what is there
+    samples = [(f[:, 1], goal[:, 1], np.ones(len(f)))]
+    assert_close(found.matrix, by_hand(samples, 0.1, np.zeros((D, D))))
+    assert np.abs(found.matrix - expected).max() > 0.01
     for path, matrix in matrices(model).items():  # what is fitted is the intervention
         np.testing.assert_array_equal(matrix, trained[path])
 

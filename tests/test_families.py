@@ -1,5 +1,6 @@
 """Every supported family: connect, train, merge, and a stock model comes back."""
 
+import connected
 import keras
 import keras_hub
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import tiny
 from keras import ops
 
-from keras_cc import CCCausalLM, FusedConnection, supported_backbones, surgery
+from keras_cc import CCCausalLM, CCPreprocessor, FusedConnection, supported_backbones, surgery
 from keras_cc.families import FAMILIES, REFUSED, family_of
 
 
@@ -91,6 +92,59 @@ class TestEveryFamily:
         # Of some positions alone it gives those positions' logits.
         some = ops.convert_to_numpy(head(hidden[:, 2:5]))
         assert_close(some, logits(causal_lm, x)[:, 2:5], 1e-5)
+
+
+# The tokenizer of a family that has none of its own.
+TOKENIZERS = {"gemma2": "gemma"}
+
+
+class TestSelectedConnection:
+    @pytest.mark.parametrize("name", tiny.FAMILIES)
+    def test_connect_fit_generate_disconnect(self, name, monkeypatch):
+        tokenizer = connected.tokenizer_of(TOKENIZERS.get(name, name))
+        causal_lm = connected.causal_lm(name, tokenizer)
+        stock_paths, stock_shapes = [v.path for v in causal_lm.variables], shapes(causal_lm)
+        preprocessor = CCPreprocessor(tokenizer, max_length=48, pivot_max_length=40)
+        model = CCCausalLM(causal_lm, "selected", preprocessor=preprocessor)
+        assert len(shapes(causal_lm)) == len(stock_shapes) + 2  # S and X
+        model.compile(keras.optimizers.SGD(0.1), **connected.QUICK)
+        causal_lm.compile(sampler="greedy", **connected.QUICK)
+        layers = model.connection_layers()
+        kernel, delta = layers["layer_selector"].kernel, layers["pooled_transform"].delta
+        before = ops.convert_to_numpy(kernel.value).copy()
+        history = model.fit(connected.ROWS, batch_size=3, verbose=0).history
+        assert np.isfinite(history["loss"]).all()
+        moved = np.abs(ops.convert_to_numpy(kernel.value) - before)
+        assert np.isfinite(moved).all() and moved.max() > 1e-7
+        assert not ops.convert_to_numpy(delta.value).any()
+
+        # Cached generation says what one pass over all its tokens says, without a cache.
+        seen = []
+        monkeypatch.setattr(
+            CCPreprocessor, "detokenize", lambda self, ids, *_, **__: seen.append(ids) or [""]
+        )
+        prompts, pivots, length = ["the quick", "a dog"], ["a fox", ""], 22
+        model.generate(prompts, length, pivot_prompts=pivots, stop_token_ids=None)
+        ids = seen[0]
+        prompt_mask = preprocessor.generate_preprocess(prompts, length)["padding_mask"]
+        is_answer = np.arange(length) >= prompt_mask.sum(axis=1)[:, None] - 1
+        alone = {"token_ids": ids, "padding_mask": np.ones_like(ids)}
+        pair = {"answer_mask": is_answer, **preprocessor.pivot_preprocess(pivots)}
+        paired = connected.logits(model, {**alone, **pair})
+        said, follows = paired.argmax(axis=-1)[:, :-1], is_answer[:, :-1]
+        np.testing.assert_array_equal(said[follows], ids[:, 1:][follows])
+
+        stock = model.disconnect()
+        assert stock is causal_lm and fused_layers(stock) == []
+        assert [v.path for v in stock.variables] == stock_paths and shapes(stock) == stock_shapes
+        for layer in stock._flatten_layers():
+            assert not any(attribute.startswith("cc_") for attribute in dir(layer))
+            assert not {"call", "quantized_call"} & set(vars(layer))
+        assert not {"call_with_cache", "generate_step", "save_to_preset"} & set(vars(stock))
+        # What was added was added from the last prompt token on, where there was a pivot.
+        added = np.abs(paired - connected.logits(stock, alone)).max(axis=-1)
+        assert added[0][is_answer[0]].min() > 1e-4 > 2e-5 > added[0][~is_answer[0]].max()
+        assert added[1].max() < 2e-5
 
 
 def logits_without_transform(causal_lm, x):

@@ -232,6 +232,21 @@ def test_each_recipe_says_what_it_is():
     assert len({recipes.get(name).changes for name in NAMES}) == len(NAMES)
 
 
+def test_what_the_sources_of_the_objectives_say():
+    options = {}
+    for name in ("dft", "dft_logit", "contrastive", "afp"):
+        (objective,) = recipes.get(name).objectives()
+        options[name] = objective.get_config()
+    assert [options[name]["form"] for name in ("dft", "dft_logit")] == ["feature", "logit"]
+    mid_align, afp = (
+        {key: options[name][key] for key in ("layer", "temperature", "pooling", "alternating")}
+        for name in ("contrastive", "afp")
+    )
+    assert [*mid_align.values()] == [0.5, 0.1, "mean", True]
+    # Its run_sup_example.sh: POOLER="last-1" (0 being the embedding), CL_TEMP=0.05.
+    assert [*afp.values()] == [0, 0.05, "last", False]
+
+
 def test_the_readme_has_one_row_for_each_recipe():
     section = README.read_text(encoding="utf-8").split("\n## Recipes\n")[1].split("\n## ")[0]
     assert sorted(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == sorted(NAMES)

@@ -33,16 +33,18 @@ VARIED = {
 
 def trajectory(name):
     family, _, variant = name.partition("-")
+    rows = 3
     if variant in recipes.names():
         model = recipes.get(variant).model(tiny.causal_lm(family))
+        rows = 6  # pairs to tell apart
     else:
         options = {"": {}, "varied": VARIED}[variant]
         model = CCCausalLM(tiny.causal_lm(family), FusedConnection(dropout=0.0, **options))
     for number, layer in enumerate(model.connection_layers().values()):
         tiny.fill(layer, 3 + number)
     model.compile(keras.optimizers.SGD(LEARNING_RATES.get(family, 0.02)))
-    batch = tiny.batch(rows=3)
-    history = model.fit(batch, batch_size=3, shuffle=False, epochs=STEPS, verbose=0)
+    batch = tiny.batch(rows, prompt_lengths=(4, 3, 5) * (rows // 3))
+    history = model.fit(batch, batch_size=rows, shuffle=False, epochs=STEPS, verbose=0)
     return [float(loss) for loss in history.history["loss"]]
 
 
