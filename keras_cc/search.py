@@ -77,8 +77,8 @@ def search(model, rows, grid, batch_size=16, verbose="auto"):
     has_pivot = any((x["pivot_padding_mask"] != 0).any() for x, _, _ in batches)
     if intervention.needs_pivot and not has_pivot:
         raise ValueError(
-            f"`rows` must have pivots, which {type(intervention).__name__} reads: without one every "
-            f"candidate is the same. Received: {sum(len(y) for _, y, _ in batches)} rows without"
+            f"`rows` must have pivots, which {type(intervention).__name__} reads: without one, all "
+            f"candidates are the same. Received: {sum(len(y) for _, y, _ in batches)} rows without"
         )
     scorer = Compiled(model, lambda inputs: _nats(model, inputs))
     progress = keras.utils.Progbar(

@@ -259,3 +259,30 @@ def test_a_recipe_that_is_none(identifier):
     message = str(caught.value)
     assert all(repr(name) in message for name in NAMES)
     assert message.endswith(f"Received: recipe={identifier!r}")
+
+
+# ---------------------------------------------------------------- the data
+
+
+@pytest.mark.parametrize("name", ["translation_sft", "distilled_sft", "sft"])
+def test_the_preprocessors_columns_are_the_recipes(name):
+    recipe, model = recipes.get(name), build(name)
+    columns = {"instruction": "q", "output": "a", "instruction_en": "q_en"}
+    model.preprocessor = keras_cc.CCPreprocessor(
+        model.preprocessor.preprocessor,
+        max_length=64,
+        instruction_column="q",
+        output_column="a",
+        pivot_column="q_en",
+    )
+    renamed = [{columns.get(key, key): value for key, value in row.items()} for row in ROWS]
+    data = recipe.data(model, renamed, **options_of_data(recipe))
+    expected = recipe.data(build(name), ROWS, **options_of_data(recipe))
+    assert [(row["q"], row["a"]) for row in data] == [
+        (row["instruction"], row["output"]) for row in expected
+    ]
+
+
+def test_options_that_a_recipe_has_no_use_for():
+    with pytest.raises(TypeError, match=r"'sft' leaves the rows as they are.*share"):
+        recipes.get("sft").data(build("sft"), ROWS, share=0.5)

@@ -175,3 +175,12 @@ def test_rows_that_cannot_be_used():
     with pytest.raises(ValueError, match=r"there is no preprocessor"):
         look(model, {"sigma": [0.2]}, connected.ROWS)
     assert model.intervention.sigma == 0.1
+
+
+def test_rows_without_a_pivot_where_one_is_read():
+    x, y, weights = tiny.batch()
+    x = {**x, "pivot_padding_mask": np.zeros_like(x["pivot_padding_mask"])}
+    model = make(XTransplant(0, 1))
+    with pytest.raises(ValueError, match=r"`rows` must have pivots.*Received: 3 rows without"):
+        look(model, {"source_layer": [0, 1]}, (x, y, weights))
+    assert model.intervention.source_layer == 0
