@@ -22,13 +22,14 @@ from keras_cc.compiled import Compiled
 from keras_cc.connections import FusedConnection, SelectedConnection
 from keras_cc.data.batches import PIVOT_KEYS, TARGET_KEYS, PreparedBatches
 from keras_cc.interventions import Incline
-from keras_cc.ridge import RidgeSums
+from keras_cc.ridge import RidgeSums, checked_ridge
 
 HELD_OUT_EVERY = 5  # of the rows with a pivot, to choose the ridge by
 
 
 def fit_transform(model, source, *, batch_size=None, ridge="auto", positions=None, verbose="auto"):
     """What `CCCausalLM.fit_transform` does, see there."""
+    checked_ridge(ridge)  # before the pass over the data, not after it
     samples = _samples(model, positions)
     batches = PreparedBatches(source, model.preprocessor, batch_size=batch_size or 8)
     collect = Compiled(model, samples.collect)
@@ -171,7 +172,8 @@ class _LastPromptSamples:
 
     def states(self, inputs, sites):
         """`(target's, pivot's, weight)`: `(B, number of sites, d)` twice, and `(B, sites)`."""
-        own = pairing.Pass(observed=set(sites))
+        own = self.plain_pass(inputs)
+        own.observed |= set(sites)
         passes.run(self.model, inputs, own)
         pivot = passes.pivot(self.model, inputs, observed=sites)
         real = ops.cast(inputs["padding_mask"], "bool")
@@ -183,6 +185,10 @@ class _LastPromptSamples:
             _at(pivot, sites, of_pivot),
             ops.tile(has_pivot, (1, len(sites))),
         )
+
+    def plain_pass(self, inputs):
+        """The pass over the target's prompt that the transform is used after."""
+        return pairing.Pass()
 
 
 class _SelectedSamples(_LastPromptSamples):
@@ -220,6 +226,9 @@ class _InclineSamples(_LastPromptSamples):
 
     def assign(self, name, matrix):
         self.layers[int(name.removeprefix("block_"))].kernel.assign(matrix.astype("float32"))
+
+    def plain_pass(self, inputs):
+        return passes.monolingual(self.model, inputs)
 
     def collect(self, inputs):
         sites = sorted(self.model.intervention.sites(self.model.num_blocks))

@@ -100,27 +100,28 @@ class CCCausalLM(PairedTrainer):
             raise ValueError(
                 "`causal_lm` is connected already. Received: a connected model with connection=None"
             )
-        if self.objectives:  # before anything changes: a model, and layers, that they can read
+        # What can be refused is refused here: from `connect` on, the causal LM is another.
+        if self.objectives:
             family_of(causal_lm.backbone)
             passes.objective_sites(self.objectives, len(causal_lm.backbone.transformer_layers))
+        intervention = _checked_intervention(intervention, self.connection, causal_lm)
+        if preprocessor == "auto":
+            inner = causal_lm.preprocessor
+            preprocessor = None if inner is None else CCPreprocessor(inner)
         # Untracked, as everything that belongs to the causal LM: it is tracked there.
+        self._preprocessor = _Untracked(None)
+        self.preprocessor = preprocessor
+        self._head = _Untracked(surgery.language_model_head(causal_lm))
         self._connection_layers = _Untracked({})
         if self.connection is not None:
             self._connection_layers.value = surgery.connect(causal_lm, self.connection)
         self.causal_lm = causal_lm
-        self._head = _Untracked(surgery.language_model_head(causal_lm))
         self._lens = _Untracked(None)
         self._generate_function = _Untracked(None)
+        self._is_tapped = _Untracked(False)
         self._intervention = _Untracked(None)
         self.intervention = intervention
-        self._preprocessor = _Untracked(None)
-        if preprocessor == "auto":
-            inner = causal_lm.preprocessor
-            preprocessor = None if inner is None else CCPreprocessor(inner)
-        self.preprocessor = preprocessor
         self.seed_generator = keras.random.SeedGenerator()
-        if self.objectives or (self.connection is not None and self.connection.needs_taps):
-            taps.tap(causal_lm)
         # Nothing is left to build, and Keras asks (backups, weights, stateless calls).
         self.built = True
 
@@ -189,25 +190,26 @@ class CCCausalLM(PairedTrainer):
 
     @intervention.setter
     def intervention(self, value):
-        value = interventions.get(value)
+        value = _checked_intervention(value, self.connection, self.causal_lm)
         if value is not None:
-            if value.needs_pivot and self.connection is not None:
-                raise ValueError(
-                    f"`intervention` {value!r} reads the pivot's plain pass, and cannot stand "
-                    "beside a connection: call `merge()` or `disconnect()` first, or make the "
-                    f"model with `connection=None`. Received: connection={self.connection!r}"
-                )
-            family_of(self.causal_lm.backbone)
-            value.check(self.num_blocks)
             value.build(self.num_blocks, self.causal_lm.backbone.hidden_dim)
         if self.intervention is not None:
             surgery.detach(self.causal_lm, "intervention")
         self._intervention.value = value
         if value is not None:
-            taps.tap(self.causal_lm)
             for number, layer in value.matrices.items():
                 surgery.attach(self.causal_lm, number, "intervention", layer)
+        self._tap_if_needed()
         self.forget_compiled()
+
+    def _tap_if_needed(self):
+        connected = self.connection is not None and self.connection.needs_taps
+        if connected or self.objectives or self.intervention is not None:
+            taps.tap(self.causal_lm)
+            self._is_tapped.value = True
+        elif self._is_tapped.value:
+            taps.untap(self.causal_lm)
+            self._is_tapped.value = False
 
     def forget_compiled(self):
         """Have everything that was compiled for inference compiled anew when it is next used."""
@@ -367,14 +369,14 @@ class CCCausalLM(PairedTrainer):
         return self._disconnect(fold=False)
 
     def _disconnect(self, fold):
-        self.intervention = None
         if self.connection is not None:
-            surgery.disconnect(self.causal_lm, fold=fold)
-        elif self.objectives:
-            taps.untap(self.causal_lm)
-        if self.connection is not None or self.objectives:
-            self.connection, self.objectives = None, ()
-            self._connection_layers.value = {}
+            surgery.disconnect(self.causal_lm, fold=fold)  # or it raises, and nothing has changed
+        was_more = self.connection is not None or bool(self.objectives)
+        self.connection, self.objectives = None, ()
+        self._connection_layers.value = {}
+        # What was attached for it is off already where there was a connection.
+        self.intervention = None
+        if was_more:
             self._compile_anew()
         return self.causal_lm
 
@@ -499,6 +501,22 @@ def _check_batch(token_ids, pivot_token_ids):
             f"Received: token_ids.shape={tuple(token_ids.shape)}, "
             f"pivot_token_ids.shape={tuple(pivot_token_ids.shape)}"
         )
+
+
+def _checked_intervention(value, connection, causal_lm):
+    """The intervention that `value` stands for, or None; it fits the model."""
+    value = interventions.get(value)
+    if value is None:
+        return None
+    if value.needs_pivot and connection is not None:
+        raise ValueError(
+            f"`intervention` {value!r} reads the pivot's plain pass, and cannot stand beside a "
+            "connection: call `merge()` or `disconnect()` first, or make the model with "
+            f"`connection=None`. Received: connection={connection!r}"
+        )
+    family_of(causal_lm.backbone)
+    value.check(len(causal_lm.backbone.transformer_layers))
+    return value
 
 
 def _check_causal_lm(causal_lm):

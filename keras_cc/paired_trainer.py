@@ -97,7 +97,8 @@ class PairedTrainer(keras.Model):
     def _add_objectives(self, loss, x, y_pred, scale):
         """The training loss with the objectives in it, each also into its metric."""
         apart = 0.0
-        for objective, tracker in zip(self.objectives, self.objective_trackers, strict=True):
+        # After `merge()` there are trackers left, of no objective.
+        for objective, tracker in zip(self.objectives, self.objective_trackers, strict=False):
             if f"{objective.name}_loss" not in y_pred:
                 continue
             count = ops.sum(y_pred[f"{objective.name}_count"])

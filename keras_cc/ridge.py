@@ -178,7 +178,7 @@ class RidgeSums:
                 f"`start` must be a finite matrix of shape ({self.dim}, {self.dim}). Received: "
                 f"start.shape={start.shape}, {np.count_nonzero(~np.isfinite(start))} not finite"
             )
-        ridge = _checked_ridge(ridge)
+        ridge = checked_ridge(ridge)
         if not self.rows:
             raise ValueError(
                 "There is nothing to fit: no row had a pivot, that is, none was added with a "
@@ -282,7 +282,7 @@ class _Spectrum:
         return result
 
 
-def _checked_ridge(ridge):
+def checked_ridge(ridge):
     if isinstance(ridge, str) and ridge == "auto":
         return ridge
     number = isinstance(ridge, (int, float, np.integer, np.floating))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -91,7 +92,12 @@ def search(model, rows, grid, batch_size=16, verbose="auto"):
         progress.update(number + 1)
     plain = Compiled(model, lambda inputs: _nats(model, inputs, intervene=False))
     baseline = _mean(plain, batches, intervention.swept())
-    best = candidates[int(np.argmin(found))]
+    if not np.isfinite(found).any():
+        raise ValueError(
+            "`rows` must have answers that the model can score: no candidate has a finite loss. "
+            f"Received: losses {found}"
+        )
+    best = candidates[int(np.nanargmin(found))]
     for name, value in best.items():
         setattr(intervention, name, value)
     model.forget_compiled()
@@ -106,11 +112,13 @@ def _candidates(intervention, grid, num_blocks):
             f"`grid` must be a dict with some of the options {options} of "
             f"{type(intervention).__name__}. Received: grid={grid!r}"
         )
-    values = {name: list(tried) for name, tried in grid.items()}
-    for name, tried in values.items():
-        if not tried:
+    values = {}
+    for name, tried in grid.items():
+        values[name] = list(tried) if isinstance(tried, Iterable) else []
+        if not values[name] or isinstance(tried, str):
             raise ValueError(
-                f"`grid` must give each option at least one value to try. Received: {name}=[]"
+                "`grid` must give each option a list of at least one value to try. "
+                f"Received: {name}={tried!r}"
             )
     candidates = []
     for combination in itertools.product(*values.values()):

@@ -14,6 +14,8 @@ Why each is needed:
   number of replicas on TensorFlow, where gradients are summed over the replicas.
 - `variable._value`: on JAX, None while a trainer holds the value; reading `value` then fails.
 - `model._flatten_layers`: all sublayers; `Model.layers` lists the top only.
+- `backbone._lora_enabled_layers`: KerasHub's `save_lora_weights` knows the layers that carry LoRA
+  by their place in the list of all, which connecting changes.
 """
 
 import keras
@@ -86,6 +88,7 @@ def connect(causal_lm, connection):
     for name, layer in own.items():
         attach(causal_lm, 0, name, layer)
         layers[name] = layer
+    _number_lora_layers(backbone)
     _forbid_presets(causal_lm)
     causal_lm.generate_function = None  # it was compiled around the old layers
     return layers
@@ -116,6 +119,7 @@ def disconnect(causal_lm, fold):
         _replace(owner, attribute, layer.inner)
     for block, name in _attached(causal_lm):
         _detach(block, name)
+    _number_lora_layers(causal_lm.backbone)
     _allow_presets(causal_lm)
     causal_lm.generate_function = None
 
@@ -297,11 +301,20 @@ def _folded(layer):
     }
 
 
+def _number_lora_layers(backbone):
+    if hasattr(backbone, "_lora_enabled_layers"):
+        layers = [layer for layer in _all_layers(backbone) if layer.weights]
+        backbone._lora_enabled_layers = [
+            number for number, layer in enumerate(layers) if getattr(layer, "lora_enabled", False)
+        ]
+
+
 def _forbid_presets(causal_lm):
     def save_to_preset(*args, **kwargs):
         raise ValueError(
             "A connected model cannot be saved as a preset, since nothing could load it: call "
-            "`merge()` and save what it returns, or use `CCCausalLM.save` or `save_cc_weights`. "
+            "`merge()` (or `disconnect()`, where nothing can be merged) and save what it returns, "
+            "or use `CCCausalLM.save` or `save_cc_weights`. "
             f"Received: save_to_preset on {causal_lm.name!r}, which is connected"
         )
 

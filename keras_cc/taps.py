@@ -6,6 +6,7 @@ Nothing is kept: what passes a tap goes to the pass of `keras_cc.pairing`, see t
 """
 
 import functools
+import inspect
 
 from keras_cc import pairing
 from keras_cc.families import family_of, owner_of
@@ -46,14 +47,17 @@ def _tapped_layers(causal_lm):
 
 def _through_pass(method, site, entry):
     """`method`, its output (and at `entry` its first argument) led through the pass."""
+    first = next(iter(inspect.signature(method).parameters))
 
     @functools.wraps(method)
     def tapped(*args, **kwargs):
         scope = pairing.current()
         if scope is None:
             return method(*args, **kwargs)
-        if entry is not None:
+        if entry is not None and args:
             args = (scope.visit(entry, args[0]), *args[1:])
+        elif entry is not None:  # Falcon's backbone gives it by name
+            kwargs = {**kwargs, first: scope.visit(entry, kwargs[first])}
         outputs = method(*args, **kwargs)
         if isinstance(outputs, (tuple, list)):  # with a cache beside
             return type(outputs)((scope.visit(site, outputs[0]), *outputs[1:]))

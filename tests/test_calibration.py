@@ -299,6 +299,20 @@ def test_rows_without_a_pivot_are_passed_over():
         assert_close(found.matrix, without[path].matrix)
 
 
+def test_a_bfloat16_model_is_fitted_in_float32():
+    connection = FusedConnection(dropout=0.0, initial_gate=0.5)
+    model = CCCausalLM(tiny.causal_lm("llama3", dtype="mixed_bfloat16"), connection)
+    connected.train_connection(model, scale=0.3)
+    fits, expected = fit(model, ridge=0.1), fit(fused_model(), ridge=0.1)
+    for path, found in fits.items():
+        assert found.error_after < found.error_before
+        np.testing.assert_allclose(found.error_after, expected[path].error_after, rtol=0.1)
+        assert_close(found.matrix, expected[path].matrix, relative=0.05)
+        delta = layers(model)[path].transform_matrix.delta
+        assert delta.dtype == "float32"
+        np.testing.assert_allclose(connected.to_numpy(delta), found.matrix - np.eye(D), rtol=1e-6)
+
+
 def test_strings_and_a_generator():
     rows = [
         {"instruction": f"the {a} {b}", "output": "yes", "instruction_en": f"a {b} {a}"}
@@ -350,11 +364,11 @@ def test_selected_is_least_squares_over_all_layers(positions):
 @pytest.mark.parametrize("site", ["hidden", "ffn", "attention"])
 @pytest.mark.parametrize("connection", [None, "fused"])
 def test_incline_is_least_squares_at_its_site(site, connection):
-    rows = make_rows(64)  # one sample a row here
+    rows = make_rows(96)  # one sample a row here
     # Two heads that share one value give attention outputs that hardly fill the space.
     causal_lm = tiny.causal_lm("llama3", num_key_value_heads=2)
     model = CCCausalLM(causal_lm, connection)
-    connected.train_connection(model, scale=0.3)
+    connected.train_connection(model, scale=0.1)
     trained = matrices(model)
     model.intervention = Incline(sigma=0.5, site=site)
     options = {} if connection else {"transform": None}

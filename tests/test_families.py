@@ -224,7 +224,7 @@ class TestOptions:
 
     def test_a_non_linear_transform_is_not_merged(self):
         model = CCCausalLM(tiny.causal_lm("llama3"), FusedConnection(transform="mlp"))
-        with pytest.raises(ValueError, match=r"is no matrix.*Received: transform='mlp'"):
+        with pytest.raises(ValueError, match=r"is no matrix.*Received: .*transform='mlp'"):
             model.merge()
         assert model.connection is not None and fused_layers(model.causal_lm)
 

@@ -664,8 +664,8 @@ class TestTrainingOptions:
             assert S_PATH in connected.moved(before, after[-1])
         connected.assert_weights_equal(*after, atol=2e-6)
 
-    @pytest.mark.parametrize("family", ["llama3", "gemma3"])
-    def test_mixed_bfloat16(self, family, fixed_noise):
+    def test_mixed_bfloat16(self, fixed_noise):
+        family = "gemma3"  # which scales its embeddings in bfloat16
         x, y, weights = tiny.batch()
         fixed_noise(np.array([[0.0, 50.0, 0.0]]))  # which decides, whatever is rounded
         expected = fit(compiled(make(family)), x, y, weights)["loss"]

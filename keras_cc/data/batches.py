@@ -64,7 +64,8 @@ class PreparedBatches:
           each row: `n_k * m / sum_j n_j` over the `m` micro-batches of a group, n being the sum of
           sample weights (column 0), the number of target tokens in rows with a pivot (column
           1), and that of rows with a pivot (column 2). Micro-batch means times these factors,
-          averaged over the group, are the means of the group.
+          averaged over the group, are the means of the group. (A pivot of no more than its
+          `sink_tokens` counts here as one, though nothing is aligned with it.)
         - `objective_turn`, int32 (B,), where `alternate`: 0 in the steps of the task, 1 in those
           of the objectives, in turn.
 
@@ -150,8 +151,12 @@ class PreparedBatches:
     # --- iteration ---
 
     def __iter__(self) -> Iterator[Batch]:
+        return self.from_step(self.step)
+
+    def from_step(self, step: int) -> Iterator[Batch]:
+        """Iterates over one pass whose first batch is the optimizer's micro-batch `step`."""
         # No state of a pass is kept on `self`: a trainer opens passes that it abandons.
-        step, done = self.step, 0
+        done = 0
         for batch in self._scaled(step) if self.accumulate > 1 else self._pass(step):
             done += 1
             if done == self._count:

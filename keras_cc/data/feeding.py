@@ -82,10 +82,15 @@ def as_keras_data(
 
 def _generate(batches: "PreparedBatches", length: "int | float | None") -> Iterator[Any]:
     """Yields batches; over and over where `steps_per_epoch` cuts passes of unknown length."""
+    step = batches.step  # counted here: `batches.step` lags where a trainer reads ahead
     try:
-        yield from batches
+        for batch in batches.from_step(step):
+            step += 1
+            yield batch
         while length is None and not batches.one_shot:
-            yield from batches
+            for batch in batches.from_step(step):
+                step += 1
+                yield batch
     except Exception as error:
         batches.error = error  # TensorFlow raises one of its own instead
         raise

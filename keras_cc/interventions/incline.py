@@ -1,3 +1,6 @@
+import math
+from numbers import Real
+
 import keras
 from keras import ops
 
@@ -42,7 +45,7 @@ class Incline(Intervention):
 
     def __init__(self, sigma=0.1, site="hidden"):
         super().__init__(site)
-        if not isinstance(sigma, (int, float)) or isinstance(sigma, bool) or sigma != sigma:
+        if not isinstance(sigma, Real) or isinstance(sigma, bool) or not math.isfinite(sigma):
             raise ValueError(f"`sigma` must be a number. Received: sigma={sigma!r}")
         self.sigma = float(sigma)
 
@@ -57,14 +60,7 @@ class Incline(Intervention):
             return
         layers = {}
         for number in range(num_blocks):
-            layers[number] = keras.layers.Dense(
-                dim,
-                use_bias=False,
-                kernel_initializer="zeros",
-                trainable=False,
-                dtype="float32",
-                name=f"incline_{number}",
-            )
+            layers[number] = _Matrix(dtype="float32", name=f"incline_{number}")
             layers[number].build((None, dim))
         self.matrices = layers
 
@@ -82,3 +78,16 @@ class Incline(Intervention):
 
     def get_config(self):
         return {"sigma": self.sigma, "site": self.site}
+
+
+class _Matrix(keras.layers.Layer):
+    """`z W`, with a `W` that no training changes, whatever is frozen and thawed around it."""
+
+    def build(self, input_shape):
+        shape = (input_shape[-1], input_shape[-1])
+        self.kernel = self.add_weight(
+            name="kernel", shape=shape, initializer="zeros", trainable=False
+        )
+
+    def call(self, inputs):
+        return ops.matmul(inputs, self.kernel)

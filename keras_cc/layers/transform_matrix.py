@@ -54,7 +54,11 @@ class TransformMatrix(keras.layers.Layer):
     def build(self, input_shape):
         dim = input_shape[-1]
         if self.kind == "linear":
-            self.delta = self.add_weight(name="delta", shape=(dim, dim), initializer="zeros")
+            # Made with `trainable=False`, the layer is fitted in closed form, and stays out of
+            # training whatever is frozen and thawed around it.
+            self.delta = self.add_weight(
+                name="delta", shape=(dim, dim), initializer="zeros", trainable=self.trainable
+            )
         else:
             self.down = self.add_weight(
                 name="down", shape=(dim, self.rank), initializer="glorot_uniform"
