@@ -1,6 +1,7 @@
 """`fit_transform`: least squares on activations that a NumPy model collects by itself."""
 
 import connected
+import keras
 import numpy as np
 import pytest
 import tiny
@@ -9,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import Options, Reference
 
-from keras_cc import CCCausalLM, FusedConnection, Incline, SelectedConnection, XTransplant
+from keras_cc import (
+    CCCausalLM,
+    FusedConnection,
+    Incline,
+    SelectedConnection,
+    XTransplant,
+    pairing,
+    passes,
+)
 
 D = tiny.HIDDEN
 RIDGES = [10.0**k for k in range(-8, 2)]  # what "auto" tries
@@ -449,3 +458,35 @@ def test_progress_is_shown_and_can_be_left_out(capsys):
     assert capsys.readouterr() == ("", "")
     fit(model, ridge=1e-3, verbose="auto", batch_size=20)
     assert "2/2" in capsys.readouterr().out
+
+
+def test_a_bad_ridge_is_refused_before_the_data_is_read():
+    read = []
+
+    def rows():
+        read.append(1)
+        yield tiny.batch()
+
+    with pytest.raises(ValueError, match="`ridge`"):
+        CCCausalLM(tiny.causal_lm()).fit_transform(rows, ridge=-1, verbose=0)
+    assert read == []
+
+
+def test_incline_is_fitted_on_the_states_that_it_is_applied_to():
+    """Beside a selected connection, `z` at inference is of the pass with the addition."""
+    model = CCCausalLM(tiny.causal_lm(), "selected")
+    connected.train_connection(model, scale=0.5)
+    model.intervention = Incline(0.5)
+    rows = tiny.batch(40, prompt_lengths=[2 + i % 4 for i in range(40)], seed=3)
+    fits = model.fit_transform(rows[0], rows[1], sample_weight=rows[2], ridge=0, verbose=0)
+    x = {k: keras.ops.convert_to_tensor(v[:-1]) for k, v in rows[0].items()}
+    source = passes.monolingual(model, x)  # as in `passes.user`
+    source.observed |= {("hidden", 0)}
+    passes.run(model, x, source)
+    where = pairing.last_prompt(keras.ops.cast(x["padding_mask"], "bool"), x["answer_mask"])
+    f = connected.to_numpy(pairing.pick(source.states["hidden", 0], where))
+    pivot = passes.pivot(model, x, observed={("hidden", 0)})
+    last = pairing.last_prompt(pivot.mask)
+    goal = connected.to_numpy(pairing.pick(pivot.states["hidden", 0], last))
+    expected = np.linalg.lstsq(f, goal, rcond=None)[0]
+    assert np.abs(fits["block_0"].matrix - expected).max() < 1e-2

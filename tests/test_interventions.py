@@ -609,3 +609,13 @@ def test_samplers_that_lay_out_rows_of_their_own(sampler):
     model.compile("sgd", sampler=samplers[sampler], **QUICK)
     with pytest.raises(ValueError, match=r"cannot continue a prompt with .*Received: sampler="):
         model.generate(PROMPTS, LENGTH)
+
+
+@pytest.mark.parametrize("sigma", [float("inf"), -float("inf")])
+def test_an_infinite_sigma(sigma):
+    with pytest.raises(ValueError, match="`sigma` must be a number"):
+        Incline(sigma)
+
+
+def test_a_float_of_numpy_is_a_sigma():
+    assert Incline(np.float32(0.5)).sigma == 0.5

@@ -152,7 +152,7 @@ def test_no_weight_changes_and_progress_can_be_left_out(capsys):
         (XTransplant(0, 1), {"target_layer": [0.5]}, r"`target_layer` must be an integer"),
         (Incline(), {"source_layer": [0]}, r"options \('sigma',\) of Incline. Received: grid="),
         (Incline(), {"sigma": ["0.1"]}, r"`sigma` must be a number. Received: sigma='0.1'"),
-        (Incline(), {"sigma": ()}, r"at least one value to try. Received: sigma=\[\]"),
+        (Incline(), {"sigma": ()}, r"at least one value to try. Received: sigma=\(\)"),
     ],
 )
 def test_grids_that_are_refused(intervention, grid, message):
@@ -184,3 +184,18 @@ def test_rows_without_a_pivot_where_one_is_read():
     with pytest.raises(ValueError, match=r"`rows` must have pivots.*Received: 3 rows without"):
         look(model, {"source_layer": [0, 1]}, (x, y, weights))
     assert model.intervention.source_layer == 0
+
+
+def test_a_loss_that_is_not_a_number_is_not_the_best():
+    model = CCCausalLM(tiny.causal_lm(), None, intervention=Incline())
+    for layer in model.intervention.matrices.values():
+        tiny.fill(layer, 0, 1e3)
+    result = search(model, tiny.batch(), {"sigma": [0.1, 3e38]}, verbose=0)
+    assert np.isnan(result.losses[1])
+    assert result.best == {"sigma": 0.1}, result
+
+
+def test_an_option_that_is_no_list():
+    model = CCCausalLM(tiny.causal_lm(), None, intervention=Incline())
+    with pytest.raises(ValueError, match="`grid`"):
+        search(model, tiny.batch(), {"sigma": 0.1}, verbose=0)

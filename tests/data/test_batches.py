@@ -655,3 +655,14 @@ def _keras_alone():
     code = "import json, sys, keras; print(json.dumps(sorted(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return json.loads(out.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("accumulate, batch_size, steps", [(2, 3, 4), (3, 3, 4), (1, 2, 5)])
+def test_turns_over_the_end_of_a_pass_inside_an_epoch(monkeypatch, accumulate, batch_size, steps):
+    # TensorFlow reads two batches ahead, so that the next pass opens before the last has ended.
+    monkeypatch.setattr(sys.modules[__name__], "Recorder", TurnRecorder)
+    source = SOURCES["iterable of rows"]()
+    options = {"accumulate": accumulate, "alternate": True}
+    batches = PreparedBatches(source, prepare, batch_size, **options)
+    model, _ = fit(batches, epochs=2, steps_per_epoch=steps)
+    assert model.turns() == [step // accumulate % 2 for step in range(2 * steps)]
