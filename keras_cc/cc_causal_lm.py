@@ -191,8 +191,6 @@ class CCCausalLM(PairedTrainer):
     @intervention.setter
     def intervention(self, value):
         value = _checked_intervention(value, self.connection, self.causal_lm)
-        if value is not None:
-            value.build(self.num_blocks, self.causal_lm.backbone.hidden_dim)
         if self.intervention is not None:
             surgery.detach(self.causal_lm, "intervention")
         self._intervention.value = value
@@ -504,7 +502,7 @@ def _check_batch(token_ids, pivot_token_ids):
 
 
 def _checked_intervention(value, connection, causal_lm):
-    """The intervention that `value` stands for, or None; it fits the model."""
+    """The intervention that `value` stands for, built, or None; it fits the model."""
     value = interventions.get(value)
     if value is None:
         return None
@@ -515,7 +513,9 @@ def _checked_intervention(value, connection, causal_lm):
             f"`connection=None`. Received: connection={connection!r}"
         )
     family_of(causal_lm.backbone)
-    value.check(len(causal_lm.backbone.transformer_layers))
+    num_blocks = len(causal_lm.backbone.transformer_layers)
+    value.check(num_blocks)
+    value.build(num_blocks, causal_lm.backbone.hidden_dim)
     return value
 
 
