@@ -17,7 +17,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_cc import pairing, passes
+from keras_cc import losses, pairing, passes
 from keras_cc.compiled import Compiled
 from keras_cc.connections import FusedConnection, SelectedConnection
 from keras_cc.data.batches import PIVOT_KEYS, TARGET_KEYS, PreparedBatches
@@ -82,8 +82,8 @@ def _say_what_is_unknown(fits):
         warnings.warn(
             f"{len(poor)} of {len(fits)} transforms are not determined in every direction: for "
             f"{name!r}, {fit.rows} samples span {fit.rank} of {len(fit.matrix)}. What they do not "
-            "span keeps the transform as it was; give more rows, or positions='all' where "
-            "that can be had.",
+            "span keeps its starting value; give more rows, or positions='all' where that can be "
+            "had.",
             stacklevel=4,
         )
     default = [fit for fit in fits.values() if fit.ridge_from == "default"]
@@ -150,8 +150,7 @@ class _FusedSamples:
             weight = ops.cast(where, "float32")
             fused = ops.cast(fused, "float32")
             if model.connection.alignment_error == "relative":
-                # As in keras_cc.losses.squared_error.
-                weight = weight / (ops.sum(ops.square(fused), axis=-1) + 1e-6)
+                weight = weight / losses.relative_scale(fused)
             found[f"source/{path}"] = ops.cast(target, "float32")
             found[f"goal/{path}"] = fused
             found[f"weight/{path}"] = weight
@@ -181,8 +180,8 @@ class _LastPromptSamples:
         of_pivot = pairing.last_prompt(ops.cast(inputs["pivot_padding_mask"], "bool"))
         has_pivot = ops.cast(ops.any(of_pivot, axis=1), "float32")[:, None]
         return (
-            _at(own, sites, of_target),
-            _at(pivot, sites, of_pivot),
+            pairing.pick_sites(own, sites, of_target),
+            pairing.pick_sites(pivot, sites, of_pivot),
             ops.tile(has_pivot, (1, len(sites))),
         )
 
@@ -239,11 +238,6 @@ class _InclineSamples(_LastPromptSamples):
             found[f"goal/block_{number}"] = pivot[:, place]
             found[f"weight/block_{number}"] = weight[:, place]
         return found
-
-
-def _at(scope, sites, where):
-    states = [pairing.pick(scope.states[site], where) for site in sites]
-    return ops.cast(ops.stack(states, axis=1), "float32")
 
 
 def _delta(matrix):

@@ -5,24 +5,18 @@ Notable choices:
 - An answer depends on its English prompt alone, so each distinct prompt is answered once, whatever
   the number of languages that ask it.
 - Every batch has the same shape (the last is filled up by repetition): one compiled loop serves.
-- The cache names what its answers come from, the hash of all weights included, without those of a
-  connection: the English path does not go through them.
+- Answers are kept in a file (`keras_cc.answer_cache`), which knows what they come from.
 """
 
 import contextlib
-import hashlib
-import json
-import os
 import warnings
 from collections.abc import Mapping
 
 import keras
 
-from keras_cc import cc_weights, templates
+from keras_cc import answer_cache
 from keras_cc.data import pairs
 from keras_cc.data.columns import describe, plain_text, to_columns
-
-FORMAT = "keras_cc distillation 1"
 
 
 def distill(
@@ -111,7 +105,9 @@ def distill(
             "`sampler` must be a keras_hub.samplers.Sampler or the name of one. "
             f"Received: sampler={sampler!r}"
         )
-    answers = {} if cache is None else _read(cache, _header(model, max_length, sampler))
+    answers = {}
+    if cache is not None:
+        answers = answer_cache.read(cache, answer_cache.header(model, max_length, sampler))
 
     # Prompts of a length together: generation begins where a batch's shortest prompt ends.
     missing = sorted((prompt for prompt in lengths if prompt not in answers), key=lengths.get)
@@ -121,7 +117,7 @@ def distill(
             batch = missing[start : start + batch_size]
             found = dict(zip(batch, _generate(model, batch, batch_size, max_length), strict=True))
             if cache is not None:
-                _append(cache, [{"prompt": p, "answer": a} for p, a in found.items()])
+                answer_cache.append(cache, found)
             answers.update(found)
             progress.update(start + len(batch))
 
@@ -245,88 +241,3 @@ def _distilled(preprocessor, row, answer, keep_pivot):
     if not keep_pivot:
         new.pop(preprocessor.pivot_column, None)
     return new
-
-
-def _header(model, max_length, sampler):
-    """What the answers depend on, as it comes back from JSON."""
-    header = {
-        "format": FORMAT,
-        "backbone": cc_weights.backbone_facts(model.causal_lm.backbone),
-        "weights": _fingerprint(model),
-        "template": templates.serialize(model.preprocessor.template),
-        "add_start_token": model.preprocessor.add_start_token,
-        "max_length": max_length,
-        "sampler": keras.saving.serialize_keras_object(sampler),
-        "stop_token_ids": model.preprocessor.stop_token_ids,
-    }
-    return json.loads(json.dumps(header))
-
-
-def _fingerprint(model):
-    """SHA-256 of the causal LM's weights, each one's shape and float32 values.
-
-    Stored values in their order, and no names: equal on every backend and in every process.
-    """
-    own = {id(v) for layer in model.connection_layers().values() for v in layer.weights}
-    digest = hashlib.sha256()
-    for variable in model.causal_lm.weights:
-        if id(variable) not in own:
-            digest.update(str(tuple(variable.shape)).encode())
-            digest.update(cc_weights.to_numpy(variable).astype("<f4", copy=False))
-    return digest.hexdigest()
-
-
-def _read(cache, header):
-    """The answers in a cache, by prompt. It is begun where there is none."""
-    path = os.path.abspath(cache)
-    if not os.path.isdir(os.path.dirname(path)):
-        raise ValueError(f"`cache` must be in a folder that exists. Received: cache={path!r}")
-    if not os.path.exists(path):
-        cc_weights.write_whole(path, lambda temporary: _append(temporary, [header]))
-    with open(path, "rb") as file:
-        *lines, torn = file.read().split(b"\n")
-    found, *entries = [_parse(line) for line in lines] or [None]
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise ValueError(
-            f"`cache` must be a file that `distill` wrote ({FORMAT!r}), or a path where there is "
-            f"none yet. Received: cache={path!r}, which is something else and stays as it is"
-        )
-    different = [
-        f"{name}: {found.get(name)!r} in the file, {value!r} here"
-        for name, value in header.items()
-        if found.get(name) != value
-    ]
-    if different:
-        raise ValueError(
-            "`cache` holds answers of another model or other settings, and stays as it is: give "
-            "another path, or delete the file if nobody needs it. "
-            f"Received: cache={path!r} with {'; '.join(different)}"
-        )
-    for number, entry in enumerate(entries, start=2):
-        types = {k: type(v) for k, v in entry.items()} if isinstance(entry, dict) else None
-        if types != {"prompt": str, "answer": str}:
-            raise ValueError(
-                "`cache` must have a prompt and its answer on every line after the first: delete "
-                f"the one that has not. Received: line {number} of cache={path!r}"
-            )
-    if torn:
-        warnings.warn(
-            f"The last line of cache={path!r} is torn, as when a run is killed while it writes: "
-            "it is removed, and its prompt answered again.",
-            stacklevel=3,
-        )
-        os.truncate(path, os.path.getsize(path) - len(torn))
-    return {entry["prompt"]: entry["answer"] for entry in entries}
-
-
-def _parse(line):
-    try:
-        return json.loads(line)
-    except ValueError:  # not JSON, or not even text
-        return None
-
-
-def _append(path, entries):
-    lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries]
-    with open(path, "ab") as file:  # bytes: a line ends in "\n" on every system
-        file.write("".join(lines).encode("utf-8"))

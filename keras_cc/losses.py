@@ -51,11 +51,11 @@ def squared_error(prediction, goal, relative=True):
     """Squared error of each token over the hidden dimension, in float32.
 
         plain:     ||prediction - goal||^2
-        relative:  ||prediction - goal||^2 / (||goal||^2 + 1e-6)
+        relative:  ||prediction - goal||^2 / relative_scale(goal)
 
     The relative error has no scale, so that no layer (their activations differ by
     orders of magnitude) and no single token (the first one, an attention sink, is often
-    a thousand times larger) decides the loss alone. Its denominator carries no gradient.
+    a thousand times larger) decides the loss alone.
 
     Args:
         prediction: float tensor `(batch, length, d)`.
@@ -77,5 +77,23 @@ def squared_error(prediction, goal, relative=True):
     error = ops.sum(ops.square(ops.cast(prediction, "float32") - goal), axis=-1)
     if not relative:
         return error
-    scale = ops.stop_gradient(ops.sum(ops.square(goal), axis=-1))
-    return error / (scale + 1e-6)
+    return error / relative_scale(goal)
+
+
+def relative_scale(goal):
+    """What the relative squared error divides by, `||goal||^2 + 1e-6`, without a gradient.
+
+    Args:
+        goal: float tensor `(..., d)`.
+
+    Returns:
+        float32 tensor `(...)`.
+
+    Example:
+
+    ```python
+    keras_cc.losses.relative_scale(keras.ops.ones((1, 1, 4)))  # [[4.000001]]
+    ```
+    """
+    squares = ops.square(ops.cast(goal, "float32"))
+    return ops.stop_gradient(ops.sum(squares, axis=-1)) + 1e-6

@@ -1,4 +1,3 @@
-import contextlib
 import warnings
 from typing import Any
 
@@ -6,8 +5,9 @@ import keras
 from keras import ops
 
 from keras_cc import losses, pairing, surgery
-from keras_cc.callbacks import KeepWeights, StopOnNonFiniteLoss
+from keras_cc.callbacks import StopOnNonFiniteLoss
 from keras_cc.data.batches import PreparedBatches, as_keras_data
+from keras_cc.fit_guards import LastRows, failing_well, reporting_truncation
 from keras_cc.objectives import get_all as get_objectives
 
 
@@ -264,6 +264,7 @@ class PairedTrainer(keras.Model):
             seed=seed,
             accumulate=self._accumulation_steps(),
             alternate=any(objective.alternating for objective in self.objectives),
+            align_all=self.connection is not None and self.connection.aligns_all,
             least_rows=max((objective.least_rows for objective in self.objectives), default=1),
             step=self._micro_steps,
         )
@@ -273,7 +274,7 @@ class PairedTrainer(keras.Model):
                 PreparedBatches(validation_data, self.preprocessor, batch_size=batch_size)
             )
             validation_data = as_keras_data(sources[1], kwargs.get("validation_steps"))
-        with _reporting_truncation(self.preprocessor), _failing_well(*sources) as keep:
+        with reporting_truncation(self.preprocessor), failing_well(*sources) as keep:
             history = super().fit(
                 as_keras_data(batches, steps_per_epoch, epochs),
                 epochs=epochs,
@@ -315,7 +316,7 @@ class PairedTrainer(keras.Model):
         batches = PreparedBatches(
             _source(x, y, sample_weight), self.preprocessor, batch_size=batch_size
         )
-        with _reporting_truncation(self.preprocessor), _failing_well(batches) as keep:
+        with reporting_truncation(self.preprocessor), failing_well(batches) as keep:
             kwargs["callbacks"] = [*(kwargs.get("callbacks") or []), keep]
             return super().evaluate(as_keras_data(batches, kwargs.get("steps")), **kwargs)
 
@@ -323,37 +324,6 @@ class PairedTrainer(keras.Model):
         optimizer = getattr(self, "optimizer", None)
         optimizer = getattr(optimizer, "inner_optimizer", optimizer)
         return getattr(optimizer, "gradient_accumulation_steps", None) or 1
-
-
-class LastRows(keras.metrics.Metric):
-    """Remembers which rows the last batch had, for the message when a step fails.
-
-    A metric only in that its state travels with the metrics' through every backend's
-    train step; it is never shown. Of a batch beyond `size` rows it keeps the first.
-
-    Args:
-        size: int, the most rows that are kept.
-
-    Example:
-
-    ```python
-    rows = LastRows(size=4)
-    rows.update_state(keras.ops.array([7, 8]))
-    rows.result()  # [7, 8, -1, -1]
-    ```
-    """
-
-    def __init__(self, size=256, **kwargs):
-        super().__init__(**kwargs)
-        self.size = size
-        self.rows = self.add_variable((size,), initializer=_minus_one, dtype="int32", name="rows")
-
-    def update_state(self, row_ids):
-        filler = ops.full((self.size,), -1, dtype="int32")
-        self.rows.assign(ops.concatenate([ops.cast(row_ids, "int32"), filler])[: self.size])
-
-    def result(self):
-        return self.rows
 
 
 def gather(values, positions):
@@ -368,43 +338,5 @@ def _sft_loss(logits, labels, weights):
     return losses.masked_mean(losses.token_cross_entropy(logits, labels), weights)
 
 
-def _minus_one(shape, dtype):
-    return ops.full(shape, -1, dtype=dtype)
-
-
 def _source(x, y, sample_weight):
     return x if y is None and sample_weight is None else (x, y, sample_weight)
-
-
-@contextlib.contextmanager
-def _failing_well(*sources):
-    """When a fit or an evaluation fails: a model that still works, and the error of the data."""
-    keep = KeepWeights()
-    try:
-        yield keep
-    except BaseException:
-        keep.restore()
-        for source in sources:
-            if source.error is not None:
-                raise source.error from None
-        raise
-
-
-class _reporting_truncation:
-    """Says, after a fit or an evaluation, how many prompts it cut."""
-
-    def __init__(self, preprocessor):
-        self.preprocessor = preprocessor
-
-    def __enter__(self):
-        self.before = getattr(self.preprocessor, "truncated_count", 0)
-
-    def __exit__(self, error, *_):
-        count = getattr(self.preprocessor, "truncated_count", 0) - self.before
-        if count and error is None:
-            warnings.warn(
-                f"{count} prompts (counted once an epoch) were truncated from the left to fit "
-                f"max_length={self.preprocessor.max_length} tokens with their answer: raise "
-                "`CCPreprocessor(max_length=...)` to keep them whole.",
-                stacklevel=3,
-            )

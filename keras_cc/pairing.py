@@ -92,6 +92,8 @@ class TargetPass(Pass):
         gate_sums: one `(batch,)` float32 tensor a layer: the mean gate over the
             dimensions, summed over `fused`.
         samples: None, or a list that each layer appends `(F(x), fused)` to.
+        dimension_sums: None, or a list that each layer appends its gate to, summed over
+            `fused`: float32 `(batch, d)`, or `(batch, 1)` where it is one a token.
     """
 
     pivot: PivotPass
@@ -101,6 +103,7 @@ class TargetPass(Pass):
     alignment_errors: list = dataclasses.field(default_factory=list)
     gate_sums: list = dataclasses.field(default_factory=list)
     samples: list | None = None
+    dimension_sums: list | None = None
 
 
 @contextlib.contextmanager
@@ -163,3 +166,15 @@ def pick(values, where):
     Zeros in a row without one.
     """
     return ops.sum(ops.where(where[..., None], values, ops.zeros_like(values)), axis=1)
+
+
+def pick_sites(scope, sites, where):
+    """What a finished pass observed at `sites`, at one position: float32 `(batch, sites, dim)`.
+
+    Args:
+        scope: a `Pass` that observed them.
+        sites: a sequence of sites; the result is in its order.
+        where: bool tensor `(batch, length)` with at most one True a row.
+    """
+    picked = [pick(scope.states[site], where) for site in sites]
+    return ops.cast(ops.stack(picked, axis=1), "float32")

@@ -111,7 +111,7 @@ class CCPreprocessor(TemplateTokenizer):
         self.lang_column = lang_column
         self.id_column = id_column
         self.pivot_language = pivot_language
-        columns = {name: getattr(self, name) for name in _COLUMN_ARGUMENTS}
+        columns = pairs.columns_of(self)
         pairs.check_names(**columns, pivot_language=pivot_language)
         names = list(columns.values())
         if len(set(names)) < len(names):
@@ -136,7 +136,7 @@ class CCPreprocessor(TemplateTokenizer):
         self, rows: "Mapping[str, Any] | Sequence[Mapping[str, Any]]"
     ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
         """Prepares a batch of rows; see the class for arguments, returns and errors."""
-        columns = to_columns(rows, [getattr(self, name) for name in _COLUMN_ARGUMENTS])
+        columns = to_columns(rows, list(pairs.columns_of(self).values()))
         size = len(next(iter(columns.values())))
         names = pairs.row_names(columns, self.id_column, size)
         instructions = pairs.read_texts(columns, self.instruction_column, names)
@@ -250,8 +250,7 @@ class CCPreprocessor(TemplateTokenizer):
         Example: `cc_preprocessor.generate_preprocess(["Habari?"], max_length=64)`
         """
         length = self.max_length if max_length is None else _check_length("max_length", max_length)
-        encoded = self._get_encoder().prompts(_check_prompts("prompts", prompts))
-        rows = [self._start(prompt) + prompt for prompt in encoded]
+        rows = self.prompt_ids(_check_prompts("prompts", prompts))
         for i, row in enumerate(rows):
             if not row or len(row) >= length:
                 raise ValueError(
@@ -290,7 +289,7 @@ class CCPreprocessor(TemplateTokenizer):
             "pivot_max_length": self.pivot_max_length,
             "template": templates.serialize(self.template),
             "add_start_token": self.add_start_token,
-            **{name: getattr(self, name) for name in _COLUMN_ARGUMENTS},
+            **pairs.columns_of(self),
             "pivot_language": self.pivot_language,
         }
 
@@ -302,15 +301,6 @@ class CCPreprocessor(TemplateTokenizer):
         if isinstance(preprocessor, dict):
             preprocessor = keras.saving.deserialize_keras_object(preprocessor)
         return cls(preprocessor, **config)
-
-
-_COLUMN_ARGUMENTS = (
-    "instruction_column",
-    "output_column",
-    "pivot_column",
-    "lang_column",
-    "id_column",
-)
 
 
 def _check_length(name: str, value: Any) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 
 from keras_cc.cc_causal_lm import CCCausalLM
 from keras_cc.connections import FusedConnection, SelectedConnection
-from keras_cc.data import augment_with_translation
+from keras_cc.data import augment_with_translation, pairs
 from keras_cc.distillation import distill
 from keras_cc.interventions import Incline, XTransplant
 from keras_cc.objectives import DFT, Contrastive
@@ -27,17 +27,6 @@ from keras_cc.search import search
 SIGMAS = tuple(round(-1 + 0.1 * step, 1) for step in range(21))
 #: XTransplant tries this many source layers and target layers, evenly spaced.
 LAYERS_TRIED = 6
-
-
-# What the preprocessor calls the columns that the data-level methods read.
-_COLUMNS = (
-    "instruction_column",
-    "output_column",
-    "pivot_column",
-    "lang_column",
-    "id_column",
-    "pivot_language",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +87,8 @@ class Recipe:
             TypeError: for `kwargs` that the recipe has no use for.
         """
         if self.augment == "translation":
-            names = {name: getattr(model.preprocessor, name) for name in _COLUMNS}
+            names = pairs.columns_of(model.preprocessor)
+            names["pivot_language"] = model.preprocessor.pivot_language
             return augment_with_translation(rows, **{**names, **kwargs})
         if self.augment == "distillation":
             return distill(model, rows, cache=cache, **kwargs)

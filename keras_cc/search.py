@@ -7,12 +7,10 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 
-from keras_cc import losses, passes
+from keras_cc import passes
 from keras_cc.compiled import Compiled
 from keras_cc.data.batches import PreparedBatches
-from keras_cc.paired_trainer import gather
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +79,7 @@ def search(model, rows, grid, batch_size=16, verbose="auto"):
             f"`rows` must have pivots, which {type(intervention).__name__} reads: without one, all "
             f"candidates are the same. Received: {sum(len(y) for _, y, _ in batches)} rows without"
         )
-    scorer = Compiled(model, lambda inputs: _nats(model, inputs))
+    scorer = Compiled(model, lambda inputs: passes.answer_nats(model, inputs, passes.user))
     progress = keras.utils.Progbar(
         len(candidates), unit_name="candidate", verbose=1 if verbose == "auto" else verbose
     )
@@ -90,7 +88,7 @@ def search(model, rows, grid, batch_size=16, verbose="auto"):
         swept = type(intervention)(**{**intervention.get_config(), **candidate}).swept()
         found.append(_mean(scorer, batches, swept))
         progress.update(number + 1)
-    plain = Compiled(model, lambda inputs: _nats(model, inputs, intervene=False))
+    plain = Compiled(model, lambda inputs: passes.answer_nats(model, inputs, passes.monolingual))
     baseline = _mean(plain, batches, intervention.swept())
     if not np.isfinite(found).any():
         raise ValueError(
@@ -139,15 +137,3 @@ def _mean(scorer, batches, swept):
         nats += found["nats"].sum(dtype="float64")
         tokens += found["tokens"].sum(dtype="float64")
     return float(nats / tokens)
-
-
-def _nats(model, inputs, intervene=True):
-    """Of each row: the negative log-likelihood of its answer, and its weight; `(B,)` each."""
-    inputs = dict(inputs)
-    y, weights = inputs.pop("y"), inputs.pop("sample_weight")
-    positions = inputs["answer_positions"]
-    scope = passes.user(model, inputs) if intervene else passes.monolingual(model, inputs)
-    logits = model.logits(passes.run(model, inputs, scope), inputs)
-    weights = gather(weights, positions)
-    nats = losses.token_cross_entropy(logits, gather(y, positions))
-    return {"nats": ops.sum(nats * weights, axis=1), "tokens": ops.sum(weights, axis=1)}

@@ -96,6 +96,15 @@ class TemplateTokenizer:
         ids.append(self._get_encoder().end_of_turn_id)
         return tuple(dict.fromkeys(int(i) for i in ids if i is not None))
 
+    def prompt_ids(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Ids of prompts under the template, with the start token; nothing is cut."""
+        encoded = self._get_encoder().prompts(list(prompts))
+        return [self._start(prompt) + prompt for prompt in encoded]
+
+    def answer_ids(self, answers: Sequence[str]) -> list[list[int]]:
+        """Ids of answers under the template, without the end token; nothing is cut."""
+        return self._get_encoder().answers(list(answers))
+
     def _get_encoder(self) -> PromptEncoder:
         if self._encoder is None:
             if not self.has_vocabulary:

@@ -30,6 +30,7 @@ class Options:
     alignment_loss_weight: float = 1.0
     sink_tokens: int = 1
     alignment_error: str = "relative"
+    without_pivot: str = "bypass"
 
 
 @dataclasses.dataclass
@@ -154,13 +155,29 @@ class Reference:
                 of_layer.append(alpha.mean())
             gates.append(of_layer)
             if self.options.transform is not None:
-                error = ((self.transform(number, f) - fused) ** 2).sum(-1)
-                if self.options.alignment_error == "relative":
-                    error = error / ((fused**2).sum(-1) + 1e-6)
-                errors.append(error)
+                errors.append(self.error(number, f, fused))
             return fused
 
         return self.forward(token_ids, fuse), gates, errors
+
+    def error(self, number, f, goal):
+        """Squared error of the transform at each token."""
+        error = ((self.transform(number, f) - goal) ** 2).sum(-1)
+        if self.options.alignment_error == "relative":
+            error = error / ((goal**2).sum(-1) + 1e-6)
+        return error
+
+    def errors_towards_itself(self, token_ids):
+        """One row without a pivot: a layer's alignment errors, one a token."""
+        errors = {}
+
+        def measure(number, f):
+            if number in self.options.layers:
+                errors[number] = self.error(number, f, f)
+            return f
+
+        self.forward(token_ids, measure)
+        return list(errors.values())
 
     # ------------------------------------------------------------ a batch
 
@@ -185,6 +202,8 @@ class Reference:
                 errors.append(row_errors)
             else:
                 of_row = self.stock(ids)
+                if self.options.without_pivot == "align":
+                    errors.append(self.errors_towards_itself(ids))
             logits.append(of_row)
             monolingual.append(own)
             for t in np.flatnonzero(sample_weight[row]):

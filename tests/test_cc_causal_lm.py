@@ -177,11 +177,14 @@ def test_rows_without_a_pivot_bypass_the_connection():
     np.testing.assert_allclose(logs["loss"], connected.sft_loss(plain, y, weights), rtol=1e-5)
 
 
-def test_connection_dropout_sends_samples_through_the_transform():
+@pytest.mark.parametrize("without_pivot", ["bypass", "align", "transform"])
+def test_connection_dropout_sends_samples_through_the_transform(without_pivot):
     x, y, weights = tiny.batch()
-    model = make(dropout=0.999999)  # every sample, whatever is drawn
+    # Every sample, whatever is drawn.
+    model = make(dropout=0.999999, without_pivot=without_pivot)
     through = logits(model, monolingual(x))
-    through[2] = logits(tiny.causal_lm(), monolingual(x))[2]  # without a pivot: F(x), as ever
+    if without_pivot != "transform":
+        through[2] = logits(tiny.causal_lm(), monolingual(x))[2]  # no pivot: F(x), as ever
     logs = first_logs(compiled(model), x, y, weights)
     np.testing.assert_allclose(logs["sft_loss"], connected.sft_loss(through, y, weights), rtol=1e-5)
 

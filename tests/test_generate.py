@@ -23,20 +23,6 @@ def make(family="llama3", with_preprocessor=False, trained=True, **options):
     return model
 
 
-@pytest.fixture
-def seen_ids(monkeypatch):
-    """The ids that `generate` turned into text, call by call."""
-    seen = []
-    detokenize = keras_cc.CCPreprocessor.detokenize
-
-    def spy(self, token_ids, *args, **kwargs):
-        seen.append(np.asarray(token_ids))
-        return detokenize(self, token_ids, *args, **kwargs)
-
-    monkeypatch.setattr(keras_cc.CCPreprocessor, "detokenize", spy)
-    return seen
-
-
 def greedy_by_hand(model, prompts, pivots=None, length=LENGTH):
     """The most likely token of `model(x)` at the last real position, one at a time, no cache.
 

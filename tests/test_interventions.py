@@ -304,20 +304,6 @@ def test_training_does_not_see_it(name, connection):
 # ---------------------------------------------------------------- generation
 
 
-@pytest.fixture
-def seen_ids(monkeypatch):
-    """The ids that `generate` turned into text, call by call."""
-    seen = []
-    detokenize = keras_cc.CCPreprocessor.detokenize
-
-    def spy(self, token_ids, *args, **kwargs):
-        seen.append(np.asarray(token_ids))
-        return detokenize(self, token_ids, *args, **kwargs)
-
-    monkeypatch.setattr(keras_cc.CCPreprocessor, "detokenize", spy)
-    return seen
-
-
 def text_model(intervention=None, connection=None, family="llama3"):
     model = connected.text_model(family, connection)
     connected.train_connection(model)

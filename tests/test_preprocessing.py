@@ -10,22 +10,11 @@ import pytest
 import tiny_tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_tokenizers import TOKENIZERS
+from tiny_tokenizers import ROW, TOKENIZERS, ids_of
 
 from keras_cc import CCPreprocessor
 
-ROW = {
-    "instruction": "Kenya'nın para birimi nedir?",
-    "output": "Kenya şilini",
-    "instruction_en": "What is the currency of Kenya?",
-    "lang": "tr",
-    "id": 17,
-}
 GEMMA = tiny_tokenizers.gemma_tokenizer()
-
-
-def ids_of(tokenizer, text):
-    return list(tokenizer.tokenize([text])[0])
 
 
 def real(x, key="token_ids", mask="padding_mask", row=0):

@@ -25,6 +25,7 @@ CASES = {
     "one_layer": {"layers": [1]},
     "every_token": {"sink_tokens": 0},
     "mean_two_sinks": {"alignment": "mean", "sink_tokens": 2},
+    "align_without_pivot": {"without_pivot": "align"},
     "last_layer_mlp_plain": {
         "alignment": "last",
         "gate": "layer",

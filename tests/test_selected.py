@@ -347,21 +347,6 @@ def fill_backbone(model, seed=5):
             variable.assign(3 * connected.to_numpy(variable))
 
 
-@pytest.fixture
-def seen_ids(monkeypatch):
-    """The ids that `generate` turned into text, call by call."""
-    from keras_cc import CCPreprocessor
-
-    seen, detokenize = [], CCPreprocessor.detokenize
-
-    def spy(self, token_ids, *args, **kwargs):
-        seen.append(np.asarray(token_ids))
-        return detokenize(self, token_ids, *args, **kwargs)
-
-    monkeypatch.setattr(CCPreprocessor, "detokenize", spy)
-    return seen
-
-
 def generate(model, prompts=PROMPTS, pivots=None):
     return model.generate(prompts, LENGTH, pivot_prompts=pivots, stop_token_ids=None)
 

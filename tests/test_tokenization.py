@@ -4,22 +4,11 @@ import keras_hub
 import numpy as np
 import pytest
 import tiny_tokenizers
-from tiny_tokenizers import TOKENIZERS
+from tiny_tokenizers import ROW, TOKENIZERS, ids_of
 
 from keras_cc import CCPreprocessor
 
-ROW = {
-    "instruction": "Kenya'nın para birimi nedir?",
-    "output": "Kenya şilini",
-    "instruction_en": "What is the currency of Kenya?",
-    "lang": "tr",
-    "id": 17,
-}
 GEMMA = tiny_tokenizers.gemma_tokenizer()
-
-
-def ids_of(tokenizer, text):
-    return list(tokenizer.tokenize([text])[0])
 
 
 def real(x):

@@ -14,6 +14,17 @@ CORPUS = (
     "Answer the question with one number. (1) yes (2) no",
     "केन्या की मुद्रा क्या है? 肯尼亚的货币是什么?",
 )
+ROW = {
+    "instruction": "Kenya'nın para birimi nedir?",
+    "output": "Kenya şilini",
+    "instruction_en": "What is the currency of Kenya?",
+    "lang": "tr",
+    "id": 17,
+}
+
+
+def ids_of(tokenizer, text):
+    return list(tokenizer.tokenize([text])[0])
 
 
 @functools.cache

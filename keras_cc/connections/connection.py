@@ -1,9 +1,10 @@
 import abc
 
 from keras_cc import pairing
+from keras_cc.options import Options
 
 
-class Connection(abc.ABC):
+class Connection(Options):
     """What training changes in the forward pass: the options, and how a pass uses them.
 
     A connection holds options alone. Its layers belong to the model that is connected
@@ -17,6 +18,8 @@ class Connection(abc.ABC):
     alignment_loss_weight = 0.0
     #: Whether the alignment error and the mean gate are worth showing.
     has_gates = False
+    #: Whether the alignment error is taken in rows without a pivot too.
+    aligns_all = False
     #: Whether the connection reads or changes sites of the blocks (`keras_cc.taps`).
     needs_taps = False
 
@@ -76,15 +79,3 @@ class Connection(abc.ABC):
     def outputs(self, scope):
         """What a connected pass leaves in the model's outputs, tensors by name."""
         return {}
-
-    @abc.abstractmethod
-    def get_config(self):
-        """Every option by name; `from_config` takes it back."""
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(**config)
-
-    def __repr__(self):
-        options = ", ".join(f"{name}={value!r}" for name, value in self.get_config().items())
-        return f"{type(self).__name__}({options})"

@@ -1,11 +1,12 @@
-from numbers import Integral
-
 import keras
 from keras import ops
 
 from keras_cc import pairing
 from keras_cc.connections.connection import Connection
 from keras_cc.layers.cc_feed_forward import CCFeedForward
+from keras_cc.options import block_numbers, blocks, choice, count, number
+
+WITHOUT_PIVOT = ("bypass", "align", "transform")
 
 
 @keras.saving.register_keras_serializable(package="keras_cc")
@@ -35,6 +36,10 @@ class FusedConnection(Connection):
             gap between training and inference: without it the target stream reads the
             answer off the pivot's activations and need not learn it. With 1 nothing is fused,
             and the connection is only what `T` learns to stand in for.
+        without_pivot: what rows without a pivot (those in English) train. `"bypass"`: plain
+            fine-tuning, they never meet `T`, though at inference they will. `"align"`: the
+            alignment error draws their `T` to `F(x)` itself, so that the transform leaves English
+            as it is. `"transform"`: connection dropout sends them through `T` too.
         sink_tokens: int >= 0, how many tokens at the start of both streams are left out of
             the connection. The first one (the start token) holds nothing of the prompt,
             and being an attention sink its activations are so large that they drown the
@@ -71,6 +76,7 @@ class FusedConnection(Connection):
         layers="all",
         alignment_loss_weight=1.0,
         dropout=0.5,
+        without_pivot="bypass",
         sink_tokens=1,
         initial_gate=0.1,
         rank=16,
@@ -81,24 +87,16 @@ class FusedConnection(Connection):
         self.alignment = alignment
         self.gate = gate
         self.transform = transform
-        self.layers = layers if isinstance(layers, str) else _block_numbers(layers)
-        self.alignment_loss_weight = _number("alignment_loss_weight", alignment_loss_weight, 0)
-        self.dropout = _number("dropout", dropout, 0, 1)
-        self.sink_tokens = sink_tokens
+        self.layers = blocks("layers", layers)
+        self.alignment_loss_weight = number("alignment_loss_weight", alignment_loss_weight)
+        self.dropout = number("dropout", dropout, most=1)
+        self.without_pivot = choice("without_pivot", without_pivot, WITHOUT_PIVOT)
+        self.sink_tokens = count("sink_tokens", sink_tokens)
         self.initial_gate = initial_gate
         self.rank = rank
         self.pivot_gradient = pivot_gradient
         self.alignment_gradient = alignment_gradient
         self.alignment_error = alignment_error
-        if not isinstance(sink_tokens, int) or isinstance(sink_tokens, bool) or sink_tokens < 0:
-            raise ValueError(
-                f"`sink_tokens` must be an integer >= 0. Received: sink_tokens={sink_tokens!r}"
-            )
-        if isinstance(layers, str) and layers != "all":
-            raise ValueError(
-                '`layers` must be "all" or a sequence of block numbers. '
-                f"Received: layers={layers!r}"
-            )
         # The layer knows what its options take: build one now, so that a wrong value is
         # refused here and not when a model is connected.
         self.feed_forward(keras.layers.Identity())
@@ -119,20 +117,16 @@ class FusedConnection(Connection):
         )
 
     @property
+    def aligns_all(self):
+        return self.without_pivot == "align"
+
+    @property
     def obstacle(self):
         return "a non-linear transform is no matrix" if self.transform == "mlp" else None
 
     def block_numbers(self, num_blocks):
         """The connected blocks of a model with `num_blocks`, sorted, from 0."""
-        if self.layers == "all":
-            return list(range(num_blocks))
-        if any(not -num_blocks <= number < num_blocks for number in self.layers):
-            raise ValueError(
-                f"`layers` must hold block numbers from 0 to {num_blocks - 1} (or negative ones "
-                f"from the end) for this model of {num_blocks} blocks. "
-                f"Received: layers={self.layers}"
-            )
-        return sorted({number % num_blocks for number in self.layers})
+        return block_numbers("layers", self.layers, num_blocks)
 
     def pivot_pass(self, mask, num_blocks):
         return pairing.PivotPass(pairing.beyond(mask, self.sink_tokens))
@@ -144,21 +138,24 @@ class FusedConnection(Connection):
             last = pairing.last_prompt(real, inputs.get("answer_mask"))
             fused = ops.logical_and(fused, last)
         has_pivot = ops.any(pivot.mask, axis=1)
+        aligned = ops.ones_like(has_pivot) if self.aligns_all else has_pivot
         scope = pairing.TargetPass(
             pivot,
-            mask=ops.logical_and(real, has_pivot[:, None]),
+            mask=ops.logical_and(real, aligned[:, None]),
             fused=ops.logical_and(fused, has_pivot[:, None]),
         )
         if training and self.dropout > 0:
             sample = keras.random.uniform(ops.shape(has_pivot), seed=seed)
-            scope.through_transform = ops.logical_and(has_pivot, sample < self.dropout)
+            scope.through_transform = sample < self.dropout
+            if self.without_pivot != "transform":
+                scope.through_transform = ops.logical_and(has_pivot, scope.through_transform)
         return scope
 
     def extend(self, scope, inputs):
         if self.alignment == "last":
             return
         # What is generated is fused as well (it takes the place of the padding).
-        has_pivot = ops.any(scope.mask, axis=1, keepdims=True)
+        has_pivot = ops.any(scope.pivot.mask, axis=1, keepdims=True)
         padding = ops.logical_not(ops.cast(inputs["padding_mask"], "bool"))
         scope.fused = ops.logical_or(scope.fused, ops.logical_and(has_pivot, padding))
 
@@ -179,6 +176,7 @@ class FusedConnection(Connection):
             "layers": self.layers,
             "alignment_loss_weight": self.alignment_loss_weight,
             "dropout": self.dropout,
+            "without_pivot": self.without_pivot,
             "sink_tokens": self.sink_tokens,
             "initial_gate": self.initial_gate,
             "rank": self.rank,
@@ -190,21 +188,3 @@ class FusedConnection(Connection):
 
 def _count(mask):
     return ops.sum(ops.cast(mask, "float32"), axis=1)
-
-
-def _block_numbers(layers):
-    wanted = list(layers) if hasattr(layers, "__iter__") else None
-    if not wanted or not all(isinstance(n, Integral) and not isinstance(n, bool) for n in wanted):
-        raise ValueError(
-            '`layers` must be "all" or a non-empty sequence of integers (block numbers). '
-            f"Received: layers={layers!r}"
-        )
-    return [int(n) for n in wanted]
-
-
-def _number(name, value, least, most=float("inf")):
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not least <= value <= most or value == float("inf"):
-        limit = "" if most == float("inf") else f" and <= {most}"
-        raise ValueError(f"`{name}` must be a number >= {least}{limit}. Received: {name}={value!r}")
-    return float(value)

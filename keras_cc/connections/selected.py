@@ -3,9 +3,9 @@ from keras import ops
 
 from keras_cc import pairing
 from keras_cc.connections.connection import Connection
-from keras_cc.layers.cc_feed_forward import check_option
 from keras_cc.layers.layer_selector import LayerSelector
 from keras_cc.layers.transform_matrix import TransformMatrix
+from keras_cc.options import choice
 
 
 @keras.saving.register_keras_serializable(package="keras_cc")
@@ -51,9 +51,8 @@ class SelectedConnection(Connection):
     needs_taps = True
 
     def __init__(self, temperature=1.0, transform="linear"):
-        check_option("transform", transform, ("linear", None))
+        self.transform = choice("transform", transform, ("linear", None))
         self.temperature = LayerSelector(temperature).temperature  # checked there
-        self.transform = transform
 
     @property
     def obstacle(self):
@@ -77,7 +76,7 @@ class SelectedConnection(Connection):
 
     def target_pass(self, inputs, pivot, layers, training=False, seed=None):
         last = pairing.last_prompt(pivot.mask)
-        activations = collect(pivot, last)
+        activations = _activations(pivot, last)
         real = ops.cast(inputs["padding_mask"], "bool")
         where = pairing.last_prompt(real, inputs.get("answer_mask"))
         where = ops.logical_and(where, ops.any(last, axis=1, keepdims=True))
@@ -93,7 +92,7 @@ class SelectedConnection(Connection):
             return pairing.Pass()
         real = ops.cast(inputs["padding_mask"], "bool")
         where = pairing.last_prompt(real, inputs.get("answer_mask"))
-        activations = layers["pooled_transform"](collect(own, where))
+        activations = layers["pooled_transform"](_activations(own, where))
         return _AdditionPass(activations, where, layers["layer_selector"], training=False)
 
     def outputs(self, scope):
@@ -133,17 +132,11 @@ class _AdditionPass(pairing.Pass):
         return ops.where(self.at(self.where, value)[..., None], value + addition, value)
 
 
-def collect(scope, where):
-    """The feed-forward activations of every block at one position: float32 `(B, L, d)`.
-
-    Args:
-        scope: a finished pass that observed them.
-        where: bool tensor `(batch, length)` with at most one True a row.
-    """
-    sites = sorted(site for site in scope.states if site[0] == "ffn")
-    picked = [pairing.pick(scope.states[site], where) for site in sites]
-    return ops.cast(ops.stack(picked, axis=1), "float32")
-
-
 def _activation_sites(num_blocks):
     return {("ffn", number) for number in range(num_blocks)}
+
+
+def _activations(scope, where):
+    """The feed-forward activations of every block at one position: float32 `(B, L, d)`."""
+    sites = sorted(site for site in scope.states if site[0] == "ffn")
+    return pairing.pick_sites(scope, sites, where)

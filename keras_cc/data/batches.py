@@ -49,6 +49,7 @@ class PreparedBatches:
         accumulate: int. The optimizer's `gradient_accumulation_steps`.
         alternate: bool. Whether optimizer steps take turns between the task and the objectives
             that alternate with it.
+        align_all: bool. Whether rows without a pivot have aligned tokens too, see `loss_scale`.
         least_rows: int. The fewest rows that a batch must have; the last ones of a pass may
             have fewer.
         step: int. Number of micro-batches that the optimizer has seen, where it is not new.
@@ -62,10 +63,11 @@ class PreparedBatches:
         - `row_ids`, int32 (B,): the number of each row in its dataset; see `describe`.
         - `loss_scale`, float32 (B, 3), where `accumulate > 1`: three factors, repeated for
           each row: `n_k * m / sum_j n_j` over the `m` micro-batches of a group, n being the sum of
-          sample weights (column 0), the number of target tokens in rows with a pivot (column
-          1), and that of rows with a pivot (column 2). Micro-batch means times these factors,
-          averaged over the group, are the means of the group. (A pivot of no more than its
-          `sink_tokens` counts here as one, though nothing is aligned with it.)
+          sample weights (column 0), the number of target tokens in rows with a pivot, or in
+          all rows where `align_all` (column 1), and that of rows with a pivot (column 2).
+          Micro-batch means times these factors, averaged over the group, are the means of the
+          group. (A pivot of no more than its `sink_tokens` counts here as one, though nothing is
+          aligned with it.)
         - `objective_turn`, int32 (B,), where `alternate`: 0 in the steps of the task, 1 in those
           of the objectives, in turn.
 
@@ -97,6 +99,7 @@ class PreparedBatches:
         seed: int | None = None,
         accumulate: int | None = 1,
         alternate: bool = False,
+        align_all: bool = False,
         least_rows: int = 1,
         step: int = 0,
     ) -> None:
@@ -105,6 +108,7 @@ class PreparedBatches:
         if self.accumulate < 1:
             raise ValueError(f"`accumulate` must be positive. Received: accumulate={accumulate}")
         self.alternate = alternate
+        self.align_all = align_all
         self.least_rows = least_rows
         self.step = self.first_step = int(step)
         self._source = sources.make_source(source, batch_size)
@@ -223,7 +227,7 @@ class PreparedBatches:
         if group and total is None and self._source.shuffles:
             # The source can tell what the next pass begins with: close the group over its edge.
             following = list(itertools.islice(self._passes(step), lacking - len(group)))
-            total = sum(_token_counts(batch) for batch in [*group, *following])
+            total = sum(_token_counts(batch, self.align_all) for batch in [*group, *following])
             places = (divmod(step - self.first_step + i, len(self)) for i in range(len(following)))
             self._ahead = dict(zip(places, following, strict=True))
         self._carried = {} if total is None else {step: total}
@@ -236,7 +240,7 @@ class PreparedBatches:
                 yield batch
 
     def _with_loss_scale(self, group: list[Batch], total: "np.ndarray | None") -> Iterator[Batch]:
-        counts = np.array([_token_counts(batch) for batch in group]).reshape(-1, 3)
+        counts = np.array([_token_counts(batch, self.align_all) for batch in group]).reshape(-1, 3)
         # Without the total of a whole group, its part here counts as one.
         size = len(group) if total is None else self.accumulate
         total = np.asarray(counts.sum(axis=0) if total is None else total)
@@ -310,11 +314,11 @@ def answer_positions(answer_mask: np.ndarray) -> np.ndarray:
     return (start[:, None] + np.arange(window)).astype("int32")
 
 
-def _token_counts(batch: Batch) -> np.ndarray:
-    """Returns [answer tokens, target tokens of rows with a pivot, such rows], float64."""
+def _token_counts(batch: Batch, align_all: bool) -> np.ndarray:
+    """Returns [answer tokens, aligned target tokens, rows with a pivot], float64."""
     x, _, sample_weight = batch
     has_pivot = (np.asarray(x["pivot_padding_mask"]) != 0).any(axis=1)
-    tokens = (x["padding_mask"] != 0)[has_pivot].sum()
+    tokens = (x["padding_mask"] != 0)[has_pivot | align_all].sum()
     return np.array([sample_weight.sum(), tokens, has_pivot.sum()], "float64")
 
 

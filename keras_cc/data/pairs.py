@@ -10,6 +10,15 @@ from typing import Any, NamedTuple
 
 from keras_cc.data.columns import describe, plain_text
 
+#: The arguments that name the columns of a row, of `CCPreprocessor` and of whatever reads rows.
+COLUMN_ARGUMENTS: tuple[str, ...] = (
+    "instruction_column",
+    "output_column",
+    "pivot_column",
+    "lang_column",
+    "id_column",
+)
+
 
 class Pair(NamedTuple):
     """A row whose prompt is there in two languages. `index` is its place, `name` for messages."""
@@ -46,6 +55,11 @@ def _plain_code(code: Any) -> str:
 
 
 # --- columns ---
+
+
+def columns_of(preprocessor: Any) -> dict[str, str]:
+    """Gives the column arguments of a `CCPreprocessor`, as keyword arguments."""
+    return {name: getattr(preprocessor, name) for name in COLUMN_ARGUMENTS}
 
 
 def row_names(columns: Mapping[str, Any], id_column: str, size: int) -> list[str]:

@@ -1,12 +1,12 @@
 import abc
 from typing import Any
 
-from keras_cc.layers.cc_feed_forward import check_option
+from keras_cc.options import Options, choice
 
 SITES = ("hidden", "ffn", "attention")
 
 
-class Intervention(abc.ABC):
+class Intervention(Options):
     """A transform at inference: states at the last prompt token are replaced, nothing is trained.
 
     It is set on a model, `model.intervention = ...`, and takes part in `generate`, `evaluate` and
@@ -25,8 +25,7 @@ class Intervention(abc.ABC):
     swept_options = ()
 
     def __init__(self, site):
-        check_option("site", site, SITES)
-        self.site = site
+        self.site = choice("site", site, SITES)
         self.matrices: dict[int, Any] = {}  # by block number, of the model that it is set on
 
     def check(self, num_blocks):
@@ -57,15 +56,3 @@ class Intervention(abc.ABC):
             swept: None, or float tensor `(batch, number of swept options)` in place of `swept()`,
                 the same in each row: one compiled function then serves a whole search.
         """
-
-    @abc.abstractmethod
-    def get_config(self):
-        """Every option by name; `from_config` takes it back."""
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(**config)
-
-    def __repr__(self):
-        options = ", ".join(f"{name}={value!r}" for name, value in self.get_config().items())
-        return f"{type(self).__name__}({options})"

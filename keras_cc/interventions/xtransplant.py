@@ -1,10 +1,8 @@
-from numbers import Integral
-
 import keras
 from keras import ops
 
 from keras_cc.interventions.intervention import Intervention
-from keras_cc.layers.cc_feed_forward import check_option
+from keras_cc.options import block, block_number, choice
 
 
 @keras.saving.register_keras_serializable(package="keras_cc")
@@ -43,19 +41,13 @@ class XTransplant(Intervention):
 
     def __init__(self, source_layer, target_layer, site="ffn"):
         super().__init__(site)
-        check_option("site", site, ("ffn", "attention"))
-        self.source_layer = _block_number("source_layer", source_layer)
-        self.target_layer = _block_number("target_layer", target_layer)
+        choice("site", site, ("ffn", "attention"))
+        self.source_layer = block("source_layer", source_layer)
+        self.target_layer = block("target_layer", target_layer)
 
     def check(self, num_blocks):
         for name in ("source_layer", "target_layer"):
-            number = getattr(self, name)
-            if not -num_blocks <= number < num_blocks:
-                raise ValueError(
-                    f"`{name}` must be a block number from 0 to {num_blocks - 1} (or a negative "
-                    f"one from the end) for this model of {num_blocks} blocks. "
-                    f"Received: {name}={number}"
-                )
+            block_number(name, getattr(self, name), num_blocks)
 
     def edit(self, scope, where, states, swept=None):
         num_blocks = len(states)
@@ -81,9 +73,3 @@ class XTransplant(Intervention):
             "target_layer": self.target_layer,
             "site": self.site,
         }
-
-
-def _block_number(name, value):
-    if not isinstance(value, Integral) or isinstance(value, bool):
-        raise ValueError(f"`{name}` must be an integer, a block number. Received: {name}={value!r}")
-    return int(value)

@@ -4,6 +4,9 @@ import math
 
 from keras import ops
 
+from keras_cc import pairing
+from keras_cc.options import choice
+
 ALIGNMENTS = ("attention", "mean", "last")
 
 
@@ -43,8 +46,7 @@ def align(pivot, target, pivot_mask, method="attention"):
     Source: `"last"` is the position of CC-Tuning (arXiv 2506.00875); soft alignment by
     attention and mean pooling are the two usual ways to fuse streams of unequal length.
     """
-    if method not in ALIGNMENTS:
-        raise ValueError(f"`alignment` must be one of {ALIGNMENTS}. Received: alignment={method!r}")
+    choice("alignment", method, ALIGNMENTS)
     if method == "attention":
         # Products of activations overflow half precision: scores are float32.
         scores = ops.einsum(
@@ -57,8 +59,5 @@ def align(pivot, target, pivot_mask, method="attention"):
     if method == "mean":
         weights = real / ops.maximum(ops.sum(real, axis=1, keepdims=True), 1)
     else:
-        # The last real token: real here, and no real token after it.
-        count = ops.cumsum(ops.cast(pivot_mask, "int32"), axis=1)
-        is_last = ops.logical_and(pivot_mask, count == count[:, -1:])
-        weights = ops.cast(is_last, pivot.dtype)
+        weights = ops.cast(pairing.last_prompt(pivot_mask), pivot.dtype)
     return ops.einsum("bs,bsd->bd", weights, pivot)[:, None, :]

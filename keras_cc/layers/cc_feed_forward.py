@@ -8,6 +8,7 @@ from keras_cc.layers.alignment import ALIGNMENTS, align
 from keras_cc.layers.decision_gate import GRANULARITIES, DecisionGate
 from keras_cc.layers.transform_matrix import TRANSFORMS, TransformMatrix
 from keras_cc.losses import squared_error
+from keras_cc.options import choice, choice_or_share
 
 ALIGNMENT_GRADIENTS = ("transform", "stream", "full")
 ALIGNMENT_ERRORS = ("relative", "plain")
@@ -84,21 +85,17 @@ class CCFeedForward(keras.layers.Layer):
             inner = keras.saving.deserialize_keras_object(inner)
         if not isinstance(inner, keras.layers.Layer):
             raise TypeError(f"`inner` must be a Keras layer. Received: inner={inner!r}")
-        check_option("alignment", alignment, ALIGNMENTS)
-        check_gate(gate)
-        check_option("transform", transform, (*TRANSFORMS, None))
-        check_option("alignment_gradient", alignment_gradient, ALIGNMENT_GRADIENTS)
-        check_option("alignment_error", alignment_error, ALIGNMENT_ERRORS)
-        check_option("pivot_gradient", pivot_gradient, (True, False))
         self.inner = inner
-        self.alignment = alignment
-        self.gate = gate
+        self.alignment = choice("alignment", alignment, ALIGNMENTS)
+        self.gate = choice_or_share("gate", gate, GRANULARITIES)
         self.initial_gate = initial_gate
-        self.transform = transform
+        self.transform = choice("transform", transform, (*TRANSFORMS, None))
         self.rank = rank
-        self.pivot_gradient = pivot_gradient
-        self.alignment_gradient = alignment_gradient
-        self.alignment_error = alignment_error
+        self.pivot_gradient = choice("pivot_gradient", pivot_gradient, (True, False))
+        self.alignment_gradient = choice(
+            "alignment_gradient", alignment_gradient, ALIGNMENT_GRADIENTS
+        )
+        self.alignment_error = choice("alignment_error", alignment_error, ALIGNMENT_ERRORS)
         self.decision_gate = None
         if isinstance(gate, str):
             self.decision_gate = DecisionGate(
@@ -146,8 +143,10 @@ class CCFeedForward(keras.layers.Layer):
 
         if scope.samples is not None:
             scope.samples.append((target, fused))
-        token_gate = ops.mean(ops.cast(gate, "float32"), axis=-1)
-        scope.gate_sums.append(ops.sum(ops.where(where, token_gate, 0.0), axis=-1))
+        gate = ops.cast(gate, "float32")
+        scope.gate_sums.append(ops.sum(ops.where(where, ops.mean(gate, axis=-1), 0.0), axis=-1))
+        if scope.dimension_sums is not None:
+            scope.dimension_sums.append(ops.sum(ops.where(where[..., None], gate, 0.0), axis=1))
         if self.transform_matrix is not None:
             scope.alignment_errors.append(self._alignment_error(target, fused, scope))
         if scope.through_transform is None:
@@ -183,19 +182,3 @@ class CCFeedForward(keras.layers.Layer):
             alignment_error=self.alignment_error,
         )
         return config
-
-
-def check_option(name, value, options):
-    """Refuse a `value` that is none of `options`, naming the argument."""
-    if not any(value is option or value == option for option in options):
-        raise ValueError(f"`{name}` must be one of {tuple(options)}. Received: {name}={value!r}")
-
-
-def check_gate(gate):
-    """Refuse a `gate` that is neither a granularity nor a constant in [0, 1]."""
-    is_constant = isinstance(gate, (int, float)) and not isinstance(gate, bool)
-    if gate in GRANULARITIES or (is_constant and 0 <= gate <= 1):
-        return
-    raise ValueError(
-        f"`gate` must be one of {GRANULARITIES} or a number in [0, 1]. Received: gate={gate!r}"
-    )

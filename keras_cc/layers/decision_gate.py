@@ -3,6 +3,8 @@ import math
 import keras
 from keras import ops
 
+from keras_cc.options import choice
+
 GRANULARITIES = ("dimension", "layer")
 
 
@@ -49,17 +51,12 @@ class DecisionGate(keras.layers.Layer):
 
     def __init__(self, granularity="dimension", initial_gate=0.5, **kwargs):
         super().__init__(**kwargs)
-        if granularity not in GRANULARITIES:
-            raise ValueError(
-                f"`granularity` must be one of {GRANULARITIES}. "
-                f"Received: granularity={granularity!r}"
-            )
         if not isinstance(initial_gate, (int, float)) or not 0 < initial_gate < 1:
             raise ValueError(
                 "`initial_gate` must be a number strictly between 0 and 1 (for a constant gate, "
                 f"give the connection `gate=0.5`). Received: initial_gate={initial_gate!r}"
             )
-        self.granularity = granularity
+        self.granularity = choice("granularity", granularity, GRANULARITIES)
         self.initial_gate = initial_gate
 
     def build(self, pivot_shape, target_shape):

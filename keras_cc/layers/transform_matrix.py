@@ -2,6 +2,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_cc.options import choice
+
 TRANSFORMS = ("linear", "low_rank", "mlp")
 
 
@@ -44,11 +46,9 @@ class TransformMatrix(keras.layers.Layer):
 
     def __init__(self, kind="linear", rank=16, **kwargs):
         super().__init__(**kwargs)
-        if kind not in TRANSFORMS:
-            raise ValueError(f"`kind` must be one of {TRANSFORMS}. Received: kind={kind!r}")
         if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
             raise ValueError(f"`rank` must be a positive integer. Received: rank={rank!r}")
-        self.kind = kind
+        self.kind = choice("kind", kind, TRANSFORMS)
         self.rank = rank
 
     def build(self, input_shape):

@@ -2,17 +2,8 @@ import keras
 from keras import ops
 
 from keras_cc import losses
-from keras_cc.objectives.objective import (
-    Objective,
-    block,
-    block_number,
-    choice,
-    content_masks,
-    count,
-    number,
-    pool,
-    unit,
-)
+from keras_cc.objectives.objective import Objective, content_masks, pool, unit
+from keras_cc.options import block_number, block_or_share, choice, count, flag, number
 
 POOLINGS = ("mean", "last")
 
@@ -83,10 +74,10 @@ class Contrastive(Objective):
         weight=1.0,
     ):
         super().__init__(weight, alternating)
-        self.layer = block("layer", layer)
+        self.layer = block_or_share("layer", layer)
         self.pooling = choice("pooling", pooling, POOLINGS)
         self.temperature = number("temperature", temperature, positive=True)
-        self.pivot_gradient = choice("pivot_gradient", pivot_gradient, (True, False))
+        self.pivot_gradient = flag("pivot_gradient", pivot_gradient)
         self.sink_tokens = count("sink_tokens", sink_tokens)
 
     def target_blocks(self, num_blocks):

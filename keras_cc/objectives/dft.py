@@ -1,16 +1,8 @@
 import keras
 from keras import ops
 
-from keras_cc.objectives.objective import (
-    Objective,
-    block,
-    block_number,
-    choice,
-    content_masks,
-    count,
-    pool,
-    unit,
-)
+from keras_cc.objectives.objective import Objective, content_masks, pool, unit
+from keras_cc.options import block_number, block_or_share, choice, count, flag
 
 FORMS = ("feature", "logit")
 POOLINGS = ("last", "mean")
@@ -97,10 +89,10 @@ class DFT(Objective):
     ):
         super().__init__(weight, alternating)
         self.form = choice("form", form, FORMS)
-        self.bottom = block("bottom", bottom)
-        self.middle = block("middle", middle)
+        self.bottom = block_or_share("bottom", bottom)
+        self.middle = block_or_share("middle", middle)
         self.pooling = choice("pooling", pooling, POOLINGS)
-        self.pivot_gradient = choice("pivot_gradient", pivot_gradient, (True, False))
+        self.pivot_gradient = flag("pivot_gradient", pivot_gradient)
         self.sink_tokens = count("sink_tokens", sink_tokens)
         if form == "logit" and pooling != "last":
             raise ValueError(

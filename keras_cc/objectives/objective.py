@@ -11,12 +11,13 @@ Notable choices:
 
 import abc
 import dataclasses
-import math
 from collections.abc import Callable
-from numbers import Integral, Real
 from typing import Any
 
 from keras import ops
+
+from keras_cc import pairing
+from keras_cc.options import Options, flag, number
 
 
 @dataclasses.dataclass
@@ -46,7 +47,7 @@ class PairStates:
     num_blocks: int
 
 
-class Objective(abc.ABC):
+class Objective(Options):
     """An extra loss on pairs, computed from the hidden states of both passes.
 
     An object of options, checked when it is made. A subclass has a `name`, says which
@@ -92,7 +93,7 @@ class Objective(abc.ABC):
 
     def __init__(self, weight=1.0, alternating=False):
         self.weight = number("weight", weight)
-        self.alternating = choice("alternating", alternating, (True, False))
+        self.alternating = flag("alternating", alternating)
 
     @abc.abstractmethod
     def target_blocks(self, num_blocks):
@@ -125,70 +126,7 @@ class Objective(abc.ABC):
         """
 
     def get_config(self):
-        """Every option by name; `from_config` takes it back."""
         return {"weight": self.weight, "alternating": self.alternating}
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(**config)
-
-    def __repr__(self):
-        options = ", ".join(f"{name}={value!r}" for name, value in self.get_config().items())
-        return f"{type(self).__name__}({options})"
-
-
-# ---------------------------------------------------------------- options
-
-
-def choice(name, value, choices):
-    """`value`, if it is one of `choices` and of the same type."""
-    if not any(type(value) is type(one) and value == one for one in choices):
-        raise ValueError(f"`{name}` must be one of {choices}. Received: {name}={value!r}")
-    return value
-
-
-def number(name, value, positive=False):
-    """`value` as a float, if it is finite and >= 0, or > 0."""
-    is_number = isinstance(value, Real) and not isinstance(value, bool)
-    if not is_number or not 0 <= float(value) < math.inf or (positive and value == 0):
-        limit = "> 0" if positive else ">= 0"
-        raise ValueError(f"`{name}` must be a number {limit}. Received: {name}={value!r}")
-    return float(value)
-
-
-def count(name, value):
-    """`value` as an int, if it is an integer >= 0."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"`{name}` must be an integer >= 0. Received: {name}={value!r}")
-    return int(value)
-
-
-def block(name, value):
-    """`value`, if it can name a block: an integer, or a float in (0, 1)."""
-    if isinstance(value, Integral) and not isinstance(value, bool):
-        return int(value)
-    if isinstance(value, Real) and 0 < float(value) < 1:
-        return float(value)
-    raise ValueError(
-        f"`{name}` must be an integer, a block number (negative: from the end), or a float in "
-        f"(0, 1), a share of the model's depth. Received: {name}={value!r}"
-    )
-
-
-def block_number(name, value, num_blocks):
-    """The block, from 0, that an option names in a model of `num_blocks`.
-
-    A share of the depth names the block at whose output that share of the blocks has run,
-    rounded: 0.5 is block 15 of 32, the sixteenth.
-    """
-    if isinstance(value, float):
-        return max(round(value * num_blocks), 1) - 1
-    if not -num_blocks <= value < num_blocks:
-        raise ValueError(
-            f"`{name}` must be a block number from 0 to {num_blocks - 1} (or a negative one from "
-            f"the end) for this model of {num_blocks} blocks. Received: {name}={value!r}"
-        )
-    return value % num_blocks
 
 
 # ---------------------------------------------------------------- states
@@ -204,7 +142,10 @@ def content_masks(states, sink_tokens):
     Returns:
         `(target_mask, pivot_mask, counted)`: bool `(B, T)`, `(B, S)` and `(B,)`.
     """
-    masks = [_beyond(mask, sink_tokens) for mask in (states.target_mask, states.pivot_mask)]
+    masks = [
+        pairing.beyond(ops.cast(mask, "bool"), sink_tokens)
+        for mask in (states.target_mask, states.pivot_mask)
+    ]
     counted = ops.cast(states.has_pivot, "bool")
     for mask in masks:
         counted = ops.logical_and(counted, ops.any(mask, axis=1))
@@ -217,10 +158,10 @@ def pool(hidden, mask, method):
     Zeros for a row without any. What stands outside of the mask reaches neither the result
     nor a gradient, even where it is not finite.
     """
+    hidden = ops.cast(hidden, "float32")
     if method == "last":
-        seen = ops.cumsum(ops.cast(mask, "int32"), axis=1)
-        mask = ops.logical_and(mask, seen == seen[:, -1:])
-    total = ops.sum(ops.where(mask[..., None], ops.cast(hidden, "float32"), 0.0), axis=1)
+        return pairing.pick(hidden, pairing.last_prompt(mask))
+    total = ops.sum(ops.where(mask[..., None], hidden, 0.0), axis=1)
     tokens = ops.sum(ops.cast(mask, "float32"), axis=1, keepdims=True)
     return total / ops.maximum(tokens, 1.0)
 
@@ -232,9 +173,3 @@ def unit(vectors):
     # A constant where there is none, so that its gradient is 0 and not 0 times infinity.
     scale = ops.rsqrt(ops.where(has_direction, squared, 1.0))
     return ops.where(has_direction, vectors * scale, 0.0)
-
-
-def _beyond(mask, skipped):
-    """`mask` without the first `skipped` True positions of each row."""
-    mask = ops.cast(mask, "bool")
-    return ops.logical_and(mask, ops.cumsum(ops.cast(mask, "int32"), axis=1) > skipped)

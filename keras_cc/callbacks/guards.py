@@ -1,4 +1,4 @@
-"""Callbacks that `CCCausalLM.fit` adds."""
+"""The guards that `CCCausalLM.fit` adds by itself."""
 
 import keras
 import numpy as np

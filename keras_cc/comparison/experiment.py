@@ -1,0 +1,141 @@
+import ast
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+from keras_cc import recipes
+from keras_cc.evaluation import tasks
+
+#: Of a cell's JSON; another version is another key.
+VERSION = 1
+#: The name of the model as it came, among the recipes.
+UNTUNED = "untuned"
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything that decides a cell of a comparison.
+
+    Attributes:
+        recipe: a name in `keras_cc.recipes.names()`, or `"untuned"`.
+        options: options of the recipe's connection that differ from its own, as a dict.
+        finish: `"recipe"`, or `"refit"`: after training, the transforms are also fitted in closed
+            form (`CCCausalLM.fit_transform`).
+        seed: int, of the rows' order, of connection dropout and of new weights.
+        model: a KerasHub preset, or `"demo:"` and a name of `keras_cc.demo`.
+        task: a name of `keras_cc.evaluation.tasks.TASKS`.
+        data: folder with `train` and `dev`, as `keras_cc.evaluation.tasks.load` reads; None for
+            a task that needs none (`"cldr"`).
+        languages: language codes, English among them.
+        train_rows: int, rows a language to train on, evenly spaced; 0 takes all.
+        dev_rows: int, rows a language that are scored; 0 takes all.
+        score_on: `"dev"`, or `"held_out"`: the last fifth of the training ids, to choose by.
+        epochs: int.
+        batch_size: int, rows a step.
+        learning_rate: float, the peak: a tenth of the steps up to it, then a cosine down to 0.
+        train: what is trained beside the connection: `"all"` weights, `"blocks"` (all but the
+            token embedding, which is most of a small multilingual model), or `"lora"`.
+        lora_rank: int, of `"lora"`.
+        max_length: int, tokens of a row; 0 for the longest there is among the rows.
+        template: as `CCPreprocessor` takes.
+        translation_share: float, of `keras_cc.data.augment_with_translation`.
+    """
+
+    recipe: str = "sft"
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    finish: str = "recipe"
+    seed: int = 0
+    model: str = "demo:smollm2_135m"
+    task: str = "cldr"
+    data: str | None = None
+    languages: tuple[str, ...] = ("en", "tr", "sw", "id")
+    train_rows: int = 0
+    dev_rows: int = 0
+    score_on: str = "dev"
+    epochs: int = 3
+    batch_size: int = 8
+    learning_rate: float = 1e-4
+    train: str = "blocks"
+    lora_rank: int = 8
+    max_length: int = 0
+    template: str | None = "{instruction}\n"
+    translation_share: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.recipe != UNTUNED:
+            recipes.get(self.recipe)
+        tasks.get(self.task)
+        if "en" not in self.languages or len(set(self.languages)) < len(self.languages):
+            raise ValueError(
+                '`languages` must hold "en", which all are measured against, and each language '
+                f"once. Received: languages={self.languages}"
+            )
+        for name, values in _CHOICES.items():
+            if getattr(self, name) not in values:
+                raise ValueError(
+                    f"`{name}` must be one of {values}. Received: {name}={getattr(self, name)!r}"
+                )
+
+    @classmethod
+    def parse(cls, method: str, **settings: Any) -> "Experiment":
+        """From a method written as its name is: `"cc dropout=0.9 layers=[4,5] refit"`."""
+        recipe, *words = method.split()
+        options, finish = {}, "recipe"
+        for word in words:
+            key, is_option, value = word.partition("=")
+            if is_option:
+                try:
+                    options[key] = ast.literal_eval(value)
+                except (ValueError, SyntaxError):
+                    options[key] = value
+            elif word == "refit":
+                finish = "refit"
+            else:
+                raise ValueError(
+                    "`method` must be a recipe, then options as name=value without spaces, then "
+                    f'maybe "refit". Received: {method!r}'
+                )
+        return cls(recipe, options, finish, **settings)
+
+    @property
+    def name(self) -> str:
+        """The recipe, and what differs from it."""
+        changes = [f"{key}={value}" for key, value in self.options.items()]
+        return " ".join([self.recipe, *changes, *(["refit"] if self.finish == "refit" else [])])
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The attributes as JSON has them."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @property
+    def key(self) -> str:
+        """16 hex digits that stand for the whole configuration."""
+        facts = {"version": VERSION, "backend": keras.backend.backend(), **self.config}
+        if self.recipe == UNTUNED:  # nothing is trained
+            facts = {name: value for name, value in facts.items() if name not in _TRAINING}
+        text = json.dumps(facts, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+_CHOICES = {
+    "finish": ("recipe", "refit"),
+    "score_on": ("dev", "held_out"),
+    "train": ("all", "blocks", "lora"),
+}
+_TRAINING = (
+    "options",
+    "finish",
+    "seed",
+    "train_rows",
+    "epochs",
+    "batch_size",
+    "learning_rate",
+    "train",
+    "lora_rank",
+    "translation_share",
+)

@@ -1,0 +1,266 @@
+"""One cell: a recipe trained with one seed, and scored as a user gets it.
+
+Notable choices:
+
+- What is scored is the user's language alone, transforms and interventions on.
+- All recipes get the same rows, epochs, batch size and schedule; one that makes more rows of them
+  trains longer, and the cell says how long.
+"""
+
+import dataclasses
+import math
+import os
+import pathlib
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_cc import pairing, recipes
+from keras_cc.cc_causal_lm import CCCausalLM
+from keras_cc.comparison.experiment import UNTUNED, VERSION, Experiment
+from keras_cc.comparison.rows import load_rows, spread
+from keras_cc.compiled import Compiled
+from keras_cc.evaluation import atlas, tasks
+from keras_cc.evaluation.scorer import Scorer
+from keras_cc.passes import answer_nats, monolingual, user
+from keras_cc.preprocessing import CCPreprocessor
+
+
+def run(experiment: Experiment, answers: Any = None, verbose: "int | str" = "auto"):
+    """Train one recipe with one seed and score it.
+
+    Args:
+        experiment: an `Experiment`.
+        answers: path of the file that keeps the answers of a distillation, or None.
+        verbose: 0 for no progress bars.
+
+    Returns:
+        A dict that JSON can hold: scores of every item by metric and language, learning curves,
+        seconds, parameters, the gate atlas, the machine.
+
+    Example:
+
+    ```python
+    keras_cc.comparison.run(Experiment("cc", languages=("en", "tr")))["scores"]["exact_match"]
+    ```
+    """
+    keras.utils.set_random_seed(experiment.seed)
+    task = tasks.get(experiment.task)
+    rows = load_rows(experiment)
+    causal_lm, tokenizer = _load_model(experiment.model)
+    preprocessor = _preprocessor(experiment, causal_lm.preprocessor or tokenizer, rows)
+    parameters = {"model": causal_lm.count_params()}
+    if experiment.recipe == UNTUNED:
+        model, trained = CCCausalLM(causal_lm, None, preprocessor=preprocessor), {}
+        model.compile(sampler="greedy")
+    else:
+        if experiment.train == "lora":
+            causal_lm.backbone.enable_lora(experiment.lora_rank)
+        elif experiment.train == "blocks":
+            causal_lm.backbone.token_embedding.trainable = False
+        model = _recipe(experiment).model(causal_lm, preprocessor=preprocessor)
+        trained = _train(model, experiment, rows, answers, verbose)
+    parameters["trained"] = sum(math.prod(v.shape) for v in model.trainable_variables)
+    parameters["extra"] = 0 if model.is_mergeable else _own_parameters(model)
+
+    start = time.perf_counter()
+    scorer = Scorer(model, batch_size=2 * experiment.batch_size, verbose=verbose)
+    result = tasks.evaluate(model, task, rows["scored"], scorer=scorer, verbose=verbose)
+    perplexity = english_perplexity(scorer, rows["scored"])
+    seconds = {**trained.pop("seconds", {}), "evaluate": time.perf_counter() - start}
+    return {
+        "version": VERSION,
+        "key": experiment.key,
+        "name": experiment.name,
+        "config": experiment.config,
+        "metric": task.metric,
+        "items": result.items,
+        "scores": {
+            metric: {language: _floats(values) for language, values in by_language.items()}
+            for metric, by_language in result.scores.items()
+        },
+        "english_perplexity": perplexity,
+        "history": {},
+        **trained,
+        "seconds": seconds,
+        "parameters": parameters,
+        "inference": _inference_cost(model, rows["scored"]),
+        "atlas": _atlas(model, rows["scored"], experiment.batch_size, verbose),
+        "rows": {"train": len(rows["train"]), "held_out": len(rows["held_out"])},
+        "machine": _machine(),
+    }
+
+
+def english_perplexity(scorer: Scorer, rows: Mapping[str, Sequence[Any]], count: int = 64) -> float:
+    """Perplexity a token of English prompts, `exp(mean nats)`, in the path that a user gets."""
+    texts = list(dict.fromkeys(row["instruction_en"] for row in rows["en"]))
+    ids = [ids for ids in scorer.prompt_ids(spread(texts, count)) if len(ids) > 1]
+    intervention = scorer.model.intervention
+    reads_pivot = intervention is not None and intervention.needs_pivot
+    pivots = [None] * len(ids) if reads_pivot else None  # English rows have none
+    found = scorer.log_likelihoods([(text[:1], text[1:]) for text in ids], pivots)
+    return math.exp(-sum(one.total for one in found) / sum(one.tokens for one in found))
+
+
+def _recipe(experiment):
+    recipe = recipes.get(experiment.recipe)
+    if not experiment.options:
+        return recipe
+    if recipe.connection is None:
+        raise ValueError(
+            f"`options` are a connection's, and the recipe {recipe.name!r} has none. "
+            f"Received: options={dict(experiment.options)}"
+        )
+    plain = recipe.connection()
+    config = {**plain.get_config(), **experiment.options}
+    return dataclasses.replace(recipe, connection=lambda: type(plain).from_config(config))
+
+
+def _train(model, experiment, rows, answers, verbose):
+    """The recipe's data, its steps and what comes after; returns curves and seconds."""
+    recipe, start = _recipe(experiment), time.perf_counter()
+    bars = 0 if verbose == 0 else 1
+    model.compile(sampler="greedy")  # a distillation asks before there is an optimizer
+    options = {}
+    if recipe.augment == "distillation":
+        options = {"cache": answers, "clean": first_line, "batch_size": 16, "verbose": bool(bars)}
+    if recipe.augment == "translation":
+        options = {"share": experiment.translation_share}
+    train = recipe.data(model, rows["train"], **options)
+    steps = experiment.epochs * -(-len(train) // experiment.batch_size)
+    warmup = max(1, steps // 10)
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.0, max(1, steps - warmup), warmup_target=experiment.learning_rate, warmup_steps=warmup
+    )
+    model.compile(keras.optimizers.AdamW(schedule, weight_decay=0.0), sampler="greedy")
+    prepared, began = time.perf_counter() - start, time.perf_counter()
+    history = model.fit(
+        train,
+        batch_size=experiment.batch_size,
+        epochs=experiment.epochs,
+        seed=experiment.seed,
+        validation_data=rows["held_out"],
+        verbose=bars,
+    ).history
+    fitted = time.perf_counter()
+    found = recipe.finish(model, spread(rows["train"], 512), rows["held_out"], verbose=verbose)
+    if experiment.finish == "refit":
+        found["fits"] = model.fit_transform(spread(rows["train"], 512), verbose=verbose)
+    trained = {"history": {name: _floats(values) for name, values in history.items()}}
+    if "search" in found:
+        trained["chosen"] = found["search"].best
+    if "fits" in found:
+        fits = found["fits"].values()
+        trained["fit"] = {
+            "before": float(np.mean([fit.error_before for fit in fits])),
+            "after": float(np.mean([fit.error_after for fit in fits])),
+        }
+    trained["steps"] = steps
+    trained["seconds"] = {
+        "prepare": prepared,
+        "train": fitted - began,
+        "finish": time.perf_counter() - fitted,
+    }
+    return trained
+
+
+def first_line(text: str) -> str:
+    """The first line with something in it: an untuned model goes on to the next question."""
+    return (text.strip().splitlines() or [""])[0].strip()
+
+
+def _preprocessor(experiment, inner, rows):
+    """With room for the longest row, so that nothing is cut; widths are multiples of 8."""
+    own = CCPreprocessor(inner, template=experiment.template)
+    every = [*rows["train"], *rows["held_out"], *(r for k in rows["scored"].values() for r in k)]
+    prompts = own.prompt_ids([row["instruction"] for row in every])
+    answers = own.answer_ids([row["output"] for row in every])
+    pivots = own.prompt_ids([row["instruction_en"] for row in every])
+    longest = max(len(p) + len(a) + 1 for p, a in zip(prompts, answers, strict=True))
+    return CCPreprocessor(
+        inner,
+        max_length=experiment.max_length or -(-longest // 8) * 8,
+        pivot_max_length=-(-max(map(len, pivots)) // 8) * 8,
+        template=experiment.template,
+    )
+
+
+def _inference_cost(model, rows, turns=5):
+    """Time of the pass that a user gets, as a ratio to the stock model's, in turn."""
+    if model.is_mergeable:  # then what is served is the stock model
+        return {"ratio": 1.0, "low": 1.0, "high": 1.0}
+    batch = [row for language in rows.values() for row in language][:8]
+    x, y, sample_weight = model.preprocessor(batch)
+    positions = np.argmax(x["answer_mask"], axis=1)[:, None]
+    inputs = {**x, "y": y, "sample_weight": sample_weight, "answer_positions": positions}
+    inputs["answer_positions"] = positions.astype("int32")
+    passes = [
+        Compiled(model, lambda inputs, make=make: answer_nats(model, inputs, make))
+        for make in (user, _stock_pass(model))
+    ]
+    ratios = []
+    for turn in range(turns + 1):
+        seconds = []
+        for compiled in passes:
+            start = time.perf_counter()
+            compiled.run(inputs)
+            seconds.append(time.perf_counter() - start)
+        if turn:  # the first one compiles
+            ratios.append(seconds[0] / seconds[1])
+    return {"ratio": float(np.median(ratios)), "low": min(ratios), "high": max(ratios)}
+
+
+def _stock_pass(model):
+    return (lambda model, inputs: pairing.Pass()) if model.connection is None else monolingual
+
+
+def _own_parameters(model):
+    layers = model.connection_layers().values()
+    return sum(math.prod(v.shape) for layer in layers for v in layer.variables)
+
+
+def _atlas(model, rows, batch_size, verbose):
+    if model.connection is None:
+        return None
+    every = [row for language, some in rows.items() if language != "en" for row in some]
+    return atlas.gate_atlas(model, every, batch_size=batch_size, verbose=verbose).to_dict()
+
+
+def _load_model(name):
+    import keras_hub
+
+    from keras_cc import demo
+
+    if name.startswith("demo:"):
+        return demo.load(name.removeprefix("demo:"))
+    causal_lm = keras_hub.models.CausalLM.from_preset(name)
+    return causal_lm, causal_lm.preprocessor.tokenizer
+
+
+def _machine():
+    import keras_hub
+
+    return {
+        "backend": keras.backend.backend(),
+        "cores": os.cpu_count(),
+        "processor": _processor(),
+        "python": platform.python_version(),
+        "keras": keras.__version__,
+        "keras_hub": keras_hub.__version__,
+    }
+
+
+def _processor():
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _floats(values):
+    return [round(float(value), 6) for value in values]

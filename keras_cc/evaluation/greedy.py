@@ -1,0 +1,123 @@
+"""The likeliest continuations, from ids and up to stop strings. Not public.
+
+Generation runs in pieces of growing length: stop strings are looked for in text, and KerasHub's
+compiled loop knows ids only.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from keras_cc import generation, passes
+from keras_cc.evaluation.scorer import width_of
+
+#: Tokens that are generated before stop strings are looked for; each next piece is twice as long.
+FIRST_PIECE = 16
+
+
+class GreedyGenerator:
+    """Continues contexts with the likeliest tokens, in the pass that a user gets.
+
+    Args:
+        model: a `CCCausalLM`; what it was compiled with stays as it is.
+        preprocessor: a `CCPreprocessor`, for stop tokens and for text.
+        batch_size: int, contexts a batch.
+        max_length: int, tokens of a context and its continuation together.
+    """
+
+    def __init__(self, model: Any, preprocessor: Any, *, batch_size: int, max_length: int) -> None:
+        self.model, self.preprocessor = model, preprocessor
+        self.batch_size, self.max_length = batch_size, max_length
+        import keras_hub  # here and not above: it imports TensorFlow wherever that is installed
+
+        # Compiled apart from the model's own, which may sample.
+        self._sampler = keras_hub.samplers.GreedySampler()
+        self._function: Any = None
+
+    def as_continued(
+        self, contexts: Sequence[Sequence[int]], until: Sequence[str], count: int
+    ) -> Iterator[tuple[int, str]]:
+        """Continue contexts, the longest first.
+
+        Args:
+            contexts: ids, at least one and at most `max_length - count` each.
+            until: strings, none empty. The text ends before the first of each.
+            count: int, the most tokens of a continuation.
+
+        Yields:
+            `(number of the context, text of its continuation)`.
+        """
+        order = sorted(range(len(contexts)), key=lambda number: -len(contexts[number]))
+        for first in range(0, len(order), self.batch_size):
+            batch = order[first : first + self.batch_size]
+            with self._greedy():
+                texts = self._continued([list(contexts[i]) for i in batch], until, count)
+            yield from zip(batch, texts, strict=True)
+
+    def _continued(self, contexts, until, count):
+        rows, texts = [list(ids) for ids in contexts], [""] * len(contexts)
+        open_rows = list(range(len(rows)))
+        # What comes before the first token (an intervention, a selected connection) is of the
+        # prompt alone: from a longer one it would go on differently.
+        piece = FIRST_PIECE if passes.is_plain(self.model) else count
+        while open_rows:
+            ends = {}
+            added = self._added([rows[i] for i in open_rows], piece)
+            for i, new in zip(open_rows, added, strict=True):
+                start = len(contexts[i])
+                rows[i] = (rows[i] + new)[: start + count]
+                written = rows[i][start:]
+                stops = [n for n, t in enumerate(written) if t in self.preprocessor.stop_token_ids]
+                texts[i] = self._text(written[: stops[0]] if stops else written)
+                is_stopped = bool(stops) or any(text in texts[i] for text in until)
+                ends[i] = is_stopped or len(written) == count
+            open_rows = [i for i in open_rows if not ends[i]]
+            piece *= 2
+        for stop in until:
+            texts = [text.split(stop)[0] for text in texts]
+        return texts
+
+    def _text(self, ids):
+        return self.preprocessor.detokenize(np.array([ids]))[0] if ids else ""
+
+    def _added(self, rows, count):
+        """At least `count` more ids of each row, as far as `max_length` lets them."""
+        length = min(width_of(max(map(len, rows)) + count), self.max_length)
+        stop = self.preprocessor.stop_token_ids
+        # KerasHub's loop looks for stop ids in what it has yet to fill, too.
+        filling = next(index for index in range(len(stop) + 1) if index not in stop)
+        token_ids = np.full((self.batch_size, length), filling, "int32")
+        mask = np.zeros(token_ids.shape, "bool")
+        for i in range(self.batch_size):  # filled up with copies: no other shape to compile
+            row = rows[min(i, len(rows) - 1)]
+            token_ids[i, : len(row)], mask[i, : len(row)] = row, True
+        inputs = {
+            "token_ids": ops.convert_to_tensor(token_ids),
+            "padding_mask": ops.convert_to_tensor(mask),
+        }
+        found = self._run(inputs, stop)
+        return [found[i, len(row) :].tolist() for i, row in enumerate(rows)]
+
+    def _run(self, inputs, stop_token_ids):
+        causal_lm = self.model.causal_lm
+        function, overrides = causal_lm.make_generate_function(), {}
+        if not passes.is_plain(self.model):
+            function, overrides = generation._function_with_passes(self.model)
+        with generation._overriding(causal_lm, **overrides):
+            outputs = function(inputs, stop_token_ids=stop_token_ids)
+        return ops.convert_to_numpy(outputs["token_ids"])
+
+    @contextlib.contextmanager
+    def _greedy(self):
+        """Take the likeliest token for a while; `compile` would forget the user's options."""
+        causal_lm = self.model.causal_lm
+        kept = causal_lm.sampler, causal_lm.generate_function
+        causal_lm.sampler, causal_lm.generate_function = self._sampler, self._function
+        try:
+            yield
+        finally:
+            self._function = causal_lm.generate_function
+            causal_lm.sampler, causal_lm.generate_function = kept

@@ -1,0 +1,239 @@
+"""Cells of a comparison: their keys, what they hold, and a run that is killed and goes on."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+from test_examples import tiny_load
+
+import keras_cc
+import keras_cc.demo
+from keras_cc import comparison
+from keras_cc.comparison import UNTUNED, Cells, Experiment
+
+pytest.importorskip("babel", reason="the CLDR set needs babel")
+pytest.importorskip("scipy", reason='keras_cc.evaluation needs "keras-cc[evaluation]"')
+
+SMALL = {
+    "model": "demo:tiny",
+    "languages": ("en", "tr"),
+    "train_rows": 6,
+    "dev_rows": 3,
+    "epochs": 1,
+    "batch_size": 4,
+}
+
+
+@pytest.fixture
+def tiny_demo(monkeypatch):
+    monkeypatch.setattr(keras_cc.demo, "load", tiny_load)
+    monkeypatch.setattr(comparison.rows, "HELD_OUT", 3)
+
+
+def fake_cell(experiment):
+    """A cell as `run` returns it, made of the seed: what resuming is tested with."""
+    draw = np.random.default_rng(int(experiment.key, 16))
+    hits = {lang: draw.integers(0, 2, 4).astype(float).tolist() for lang in experiment.languages}
+    nats = {lang: draw.random(4).tolist() for lang in experiment.languages}
+    return {
+        "version": 1,
+        "key": experiment.key,
+        "name": experiment.name,
+        "config": experiment.config,
+        "metric": "exact_match",
+        "items": {lang: ["a", "b", "c", "d"] for lang in experiment.languages},
+        "scores": {"exact_match": hits, "nll": nats},
+        "english_perplexity": 20.0,
+        "history": {"loss": [2.0, 1.0], "val_sft_loss": [3.0, 2.5]},
+        "seconds": {"train": 1.0, "finish": 0.0, "evaluate": 1.0},
+        "parameters": {"model": 10, "trained": 2, "extra": 0},
+        "inference": {"ratio": 1.0, "low": 1.0, "high": 1.0},
+        "atlas": None,
+        "rows": {"train": 12, "held_out": 6},
+        "machine": {"backend": "jax", "cores": 2, "processor": "x", "keras": "3", "keras_hub": "0"},
+    }
+
+
+def some_experiments():
+    methods = ("sft", "cc", "cc dropout=0.9")
+    return [
+        Experiment(UNTUNED, **SMALL),
+        *(Experiment.parse(m, seed=seed, **SMALL) for seed in (0, 1) for m in methods),
+    ]
+
+
+class TestExperiment:
+    def test_a_method_is_parsed_and_named(self):
+        parsed = Experiment.parse("cc dropout=0.9 layers=[1,-1] gate=layer refit", seed=3, **SMALL)
+        assert parsed.options == {"dropout": 0.9, "layers": [1, -1], "gate": "layer"}
+        assert (parsed.recipe, parsed.finish, parsed.seed) == ("cc", "refit", 3)
+        assert parsed.name == "cc dropout=0.9 layers=[1, -1] gate=layer refit"
+        assert Experiment.parse("sft").name == "sft"
+
+    @pytest.mark.parametrize(
+        "field",
+        ["seed", "task", "languages", "train_rows", "epochs", "learning_rate", "options", "finish"],
+    )
+    def test_the_key_stands_for_every_part(self, field):
+        other = {
+            "seed": 1,
+            "task": "xnli",
+            "languages": ("en", "sw"),
+            "train_rows": 7,
+            "epochs": 2,
+            "learning_rate": 1e-3,
+            "options": {"dropout": 0.1},
+            "finish": "refit",
+        }
+        plain = Experiment("cc", **SMALL)
+        assert dataclasses.replace(plain, **{field: other[field]}).key != plain.key
+        assert Experiment("cc", **SMALL).key == plain.key
+        assert len(plain.key) == 16 and int(plain.key, 16) >= 0
+
+    def test_the_untuned_model_has_one_key_whatever_is_trained(self):
+        untuned = Experiment(UNTUNED, **SMALL)
+        assert dataclasses.replace(untuned, seed=5, epochs=9, lora_rank=0).key == untuned.key
+        assert dataclasses.replace(untuned, dev_rows=2).key != untuned.key
+
+    @pytest.mark.parametrize(
+        ("wrong", "message"),
+        [
+            ({"recipe": "magic"}, "`recipe` must be one of"),
+            ({"task": "magic"}, "magic"),
+            ({"languages": ("tr", "sw")}, '`languages` must hold "en"'),
+            ({"languages": ("en", "tr", "tr")}, "each language once"),
+            ({"score_on": "test"}, "`score_on` must be one of"),
+            ({"finish": "magic"}, "`finish` must be one of"),
+        ],
+    )
+    def test_wrong_values_are_refused(self, wrong, message):
+        with pytest.raises(ValueError, match=message):
+            Experiment(**wrong)
+
+    def test_a_method_with_a_stray_word_is_refused(self):
+        with pytest.raises(ValueError, match="`method` must be a recipe"):
+            Experiment.parse("cc dropout 0.9")
+
+    def test_options_of_a_recipe_without_a_connection_are_refused(self, tiny_demo):
+        with pytest.raises(ValueError, match="the recipe 'sft' has none"):
+            comparison.run(Experiment("sft", {"dropout": 0.5}, **SMALL), verbose=0)
+
+
+class TestRows:
+    def test_the_three_sets_share_no_id(self, tmp_path):
+        for split, ids in (("train", range(20)), ("dev", range(20, 26))):
+            for lang in ("en", "tr"):
+                path = tmp_path / split / "xnli" / f"{lang}.jsonl"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                rows = [
+                    {
+                        "task": "xnli", "lang": lang, "id": i, "instruction": f"{i}?",
+                        "instruction_en": f"{i}??", "output": "1", "answers": ["1"],
+                    }
+                    for i in ids
+                ]  # fmt: skip
+                path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+        experiment = Experiment(task="xnli", data=str(tmp_path), languages=("en", "tr"))
+        rows = comparison.rows.load_rows(experiment)
+        assert sorted({r["id"] for r in rows["train"]}) == list(range(16))
+        assert sorted({r["id"] for r in rows["held_out"]}) == [16, 17, 18, 19]
+        assert [r["id"] for r in rows["scored"]["tr"]] == list(range(20, 26))
+        chosen = comparison.rows.load_rows(dataclasses.replace(experiment, score_on="held_out"))
+        assert [r["id"] for r in chosen["scored"]["tr"]] == [16, 17, 18, 19]
+
+    @pytest.mark.parametrize(
+        ("count", "expected"), [(0, [0, 1, 2, 3]), (2, [0, 2]), (9, [0, 1, 2, 3])]
+    )
+    def test_spread(self, count, expected):
+        assert comparison.rows.spread([0, 1, 2, 3], count) == expected
+
+
+class TestResuming:
+    def test_a_killed_run_goes_on_where_it_was(self, tmp_path, monkeypatch):
+        report = pytest.importorskip("keras_cc.report")
+        pytest.importorskip("matplotlib", reason='pictures need "keras-cc[report]"')
+        done, limit = [], [3]
+
+        def run(experiment, **kwargs):
+            if len(done) == limit[0]:
+                raise KeyboardInterrupt
+            done.append(experiment.key)
+            return fake_cell(experiment)
+
+        monkeypatch.setattr(comparison.cells, "run", run)
+        experiments = some_experiments()
+        with pytest.raises(KeyboardInterrupt):
+            comparison.run_all(experiments, tmp_path / "killed", workers=0, verbose=0)
+        limit[0] = math.inf
+        resumed = comparison.run_all(experiments, tmp_path / "killed", workers=0, verbose=0)
+        assert len(done) == len(set(done)) == len(experiments)  # nothing was run twice
+        straight = comparison.run_all(experiments, tmp_path / "straight", workers=0, verbose=0)
+        assert resumed == straight
+        tables = [
+            report.write(cells[1:], tmp_path / name)["results.md"].read_text(encoding="utf-8")
+            for name, cells in (("a", resumed), ("b", straight))
+        ]
+        assert tables[0] == tables[1]
+
+    def test_a_cell_that_fails_is_named_and_the_others_are_kept(self, tmp_path, monkeypatch):
+        def run(experiment, **kwargs):
+            if experiment.recipe == "sft":
+                raise MemoryError("too large")
+            return fake_cell(experiment)
+
+        monkeypatch.setattr(comparison.cells, "run", run)
+        experiments = some_experiments()
+        with pytest.raises(RuntimeError, match=r"2 of 7 cells failed.*\n.*sft, seed 0.*too large"):
+            comparison.run_all(experiments, tmp_path, workers=0, verbose=0)
+        cells = Cells(tmp_path / "cells")
+        assert [e.recipe for e in experiments if e not in cells] == ["sft", "sft"]
+
+    def test_an_unfinished_file_is_no_cell(self, tmp_path):
+        cells, experiment = Cells(tmp_path), Experiment(**SMALL)
+        cells.path(experiment).with_suffix(".123.part").write_text("{")
+        assert experiment not in cells
+        cells.add(experiment, fake_cell(experiment))
+        assert cells[experiment] == fake_cell(experiment)
+
+    def test_before_is_the_untuned_models_mean(self, tmp_path):
+        cells, experiments = Cells(tmp_path), some_experiments()[:2]
+        for experiment in experiments:
+            cells.add(experiment, fake_cell(experiment))
+        untuned, tuned = cells.load(experiments)
+        hits = untuned["scores"]["exact_match"]["tr"]
+        assert tuned["before"]["exact_match"]["tr"] == sum(hits) / 4
+        assert tuned["before"]["english_perplexity"] == 20.0
+
+
+@pytest.mark.filterwarnings("ignore:.*(rows are left out|is probably cut|were truncated)")
+@pytest.mark.filterwarnings("ignore:.*are not determined in every direction")
+class TestRun:
+    @pytest.mark.parametrize("recipe", ["sft", "cc", "cc_published", "xtransplant"])
+    def test_a_cell_holds_what_a_report_needs(self, recipe, tiny_demo):
+        cell = comparison.run(Experiment(recipe, **SMALL), verbose=0)
+        assert json.loads(json.dumps(cell)) == cell
+        assert set(cell["scores"]) >= {"exact_match", "nll"}
+        assert {lang: len(ids) for lang, ids in cell["items"].items()} == {"en": 3, "tr": 3}
+        for by_language in cell["scores"].values():
+            assert {lang: len(values) for lang, values in by_language.items()} == {"en": 3, "tr": 3}
+        assert len(cell["history"]["val_sft_loss"]) == 1
+        assert cell["steps"] == 3  # 12 rows by 4
+        assert cell["english_perplexity"] > 1
+        assert ("connected" in str(cell["history"])) == (recipe in ("cc", "cc_published"))
+        assert (cell["atlas"] is not None) == (recipe in ("cc", "cc_published"))
+        mergeable = recipe in ("sft", "cc")
+        assert (cell["parameters"]["extra"] == 0) == (mergeable or recipe == "xtransplant")
+        assert (cell["inference"]["ratio"] == 1.0) == mergeable
+
+    def test_the_same_seed_gives_the_same_scores(self, tiny_demo):
+        first, again, other = (
+            comparison.run(Experiment("cc", seed=seed, **SMALL), verbose=0) for seed in (4, 4, 5)
+        )
+        assert first["scores"] == again["scores"]
+        assert first["scores"]["nll"] != other["scores"]["nll"]
+
+    def test_refit_fits_the_transforms(self, tiny_demo):
+        cell = comparison.run(Experiment("cc", finish="refit", **SMALL), verbose=0)
+        assert cell["fit"]["after"] <= cell["fit"]["before"] * (1 + 1e-6)
