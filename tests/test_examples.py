@@ -150,6 +150,31 @@ def test_flags_are_parsed():
         train_gemma.main(train_gemma.Arguments(recipe="magic"))
 
 
+@pytest.mark.filterwarnings("ignore:.*is probably cut")
+def test_compare(tiny_demo, tmp_path, capsys):
+    pytest.importorskip("tyro", reason="the examples parse their flags with tyro")
+    pytest.importorskip("matplotlib", reason='pictures need "keras-cc[report]"')
+    pytest.importorskip("rouge_score", reason='scores need "keras-cc[evaluation]"')
+    import compare
+
+    arguments = compare.Arguments(
+        methods=("sft", "cc dropout=0.9"),
+        seeds=(0,),
+        languages=("en", "tr"),
+        train_rows=4,
+        dev_rows=2,
+        epochs=1,
+        workers=0,
+        output=tmp_path / "compare",
+    )
+    written = compare.main(arguments)
+    printed = capsys.readouterr().out
+    assert "3 cells, 3 to run" in printed and "| cc dropout=0.9 |" in printed
+    assert {"results.md", "report.html", "scores.png", "gate_by_language.png"} <= set(written)
+    compare.main(arguments)
+    assert "3 cells, 0 to run" in capsys.readouterr().out
+
+
 def test_readme_quick_start(tiny_demo, tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     # The tiny tokenizer needs more tokens for the same text than a real one.

@@ -39,6 +39,11 @@ OPTIONAL = {
     "babel",
     "gguf",
     "keras_hub",
+    "lm_eval",
+    "matplotlib",
+    "rouge_score",
+    "scipy",
+    "tensorboard",
     "tokenizers",
     "sentencepiece",
 }

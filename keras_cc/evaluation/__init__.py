@@ -5,9 +5,16 @@ Needs the extra: `pip install "keras-cc[evaluation]"`.
 
 import importlib
 
-from keras_cc.evaluation.scorer import LogLikelihood, Scorer
-
-__all__ = ["LogLikelihood", "Scorer"]
+from keras_cc.evaluation import metrics as metrics
+from keras_cc.evaluation import statistics as statistics
+from keras_cc.evaluation import tasks as tasks
+from keras_cc.evaluation.atlas import GateAtlas as GateAtlas
+from keras_cc.evaluation.atlas import gate_atlas as gate_atlas
+from keras_cc.evaluation.scorer import LogLikelihood as LogLikelihood
+from keras_cc.evaluation.scorer import Scorer as Scorer
+from keras_cc.evaluation.tasks import Task as Task
+from keras_cc.evaluation.tasks import TaskResult as TaskResult
+from keras_cc.evaluation.tasks import evaluate as evaluate
 
 # What needs packages of the extra, by the module that it is in.
 _ON_USE: dict[str, str] = {"KerasLM": "keras_cc.evaluation.harness"}
