@@ -133,7 +133,7 @@ def test_samples_are_those_of_the_weights_at_that_step(pivots):
 def test_within_an_epoch_they_see_the_weights_of_that_step():
     """On JAX the weights are outside the model then: it would be another that is looked at."""
     model, look, watch = make(), samples(every=1), GateStatistics(ROWS, every=1)
-    fit(model, look, watch, epochs=1)
+    fit(model, watch, look, epochs=1)
     twin = make()
     fit(twin, epochs=1, steps_per_epoch=1)
     assert look.history[1] == (1, greedy(twin))

@@ -123,7 +123,9 @@ class KerasLM(TemplateLM):
         self.model = model
         self.scorer = Scorer(model, self.preprocessor, batch_size=batch_size, verbose=verbose)
         limit = self.scorer.max_length
-        self._max_length = _positive("max_length", max_length or limit or DEFAULT_MAX_LENGTH)
+        if max_length is None:
+            max_length = limit or DEFAULT_MAX_LENGTH
+        self._max_length = _positive("max_length", max_length)
         if limit is not None and self._max_length > limit:
             raise ValueError(
                 f"`max_length` must be at most {limit}, the positions that the model has. "
@@ -170,10 +172,10 @@ class KerasLM(TemplateLM):
                 '`model_args` must have a preset: "preset=gemma3_270m", "preset=model.keras". '
                 f"Received: model_args={dict(arg_dict)}"
             )
-        if str(options.get("batch_size", 1)).isdecimal():
-            options["batch_size"] = int(options.get("batch_size", 8))
-        model, tokenizer = _load(str(options.pop("preset")), options.pop("dtype", None))
-        return cls(model, options.pop("preprocessor", tokenizer), **options)
+        if str(options.get("batch_size")).isdecimal():  # a string where it came from a command line
+            options["batch_size"] = int(options["batch_size"])
+        model, preprocessor = _load(str(options.pop("preset")), options.pop("dtype", None))
+        return cls(model, preprocessor, **options)
 
     # ---------------------------------------------------------------- what the harness asks for
 
@@ -373,14 +375,15 @@ def _text_preprocessor(source, template, add_start_token):
 
 
 def _load(preset, dtype):
-    """`(model, tokenizer or None)` of a preset, a `.keras` file or `demo:NAME`."""
+    """`(model, preprocessor or None)` of a preset, a `.keras` file or `demo:NAME`."""
     import keras_hub
 
     import keras_cc.demo
 
     options = {} if dtype is None else {"dtype": dtype}
     if preset.startswith("demo:"):
-        return keras_cc.demo.load(preset.removeprefix("demo:"), **options)
+        model, tokenizer = keras_cc.demo.load(preset.removeprefix("demo:"), **options)
+        return model, tokenizer if model.preprocessor is None else None
     if preset.endswith(".keras"):
         if options:
             raise ValueError(
