@@ -15,7 +15,8 @@ from keras_cc import (
 )
 from keras_cc.families import family_of
 from keras_cc.layers import CCFeedForward
-from keras_cc.paired_trainer import PairedTrainer, gather
+from keras_cc.paired_trainer import PairedTrainer
+from keras_cc.passes import gather
 from keras_cc.preprocessing import CCPreprocessor
 
 

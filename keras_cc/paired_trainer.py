@@ -9,6 +9,7 @@ from keras_cc.callbacks import StopOnNonFiniteLoss
 from keras_cc.data.batches import PreparedBatches, as_keras_data
 from keras_cc.fit_guards import LastRows, failing_well, reporting_truncation
 from keras_cc.objectives import get_all as get_objectives
+from keras_cc.passes import gather
 
 
 class PairedTrainer(keras.Model):
@@ -324,14 +325,6 @@ class PairedTrainer(keras.Model):
         optimizer = getattr(self, "optimizer", None)
         optimizer = getattr(optimizer, "inner_optimizer", optimizer)
         return getattr(optimizer, "gradient_accumulation_steps", None) or 1
-
-
-def gather(values, positions):
-    """`values[b, positions[b, k]]`: `(B, T, ...)` at `(B, K)` gives `(B, K, ...)`."""
-    batch, length = ops.shape(values)[:2]
-    flat = ops.reshape(values, (-1, *values.shape[2:]))
-    offsets = ops.arange(batch, dtype="int32")[:, None] * ops.cast(length, "int32")
-    return ops.take(flat, ops.cast(positions, "int32") + offsets, axis=0)
 
 
 def _sft_loss(logits, labels, weights):

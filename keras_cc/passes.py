@@ -9,9 +9,6 @@ from keras import ops
 from keras_cc import losses, pairing
 from keras_cc.objectives import PairStates
 
-#: Positions of a row whose logits are computed together when answers are scored.
-LOGITS_AT_ONCE = 128
-
 
 def run(model, inputs, scope, training=False):
     """The backbone's hidden states `(B, T, d)` in a pass."""
@@ -90,6 +87,14 @@ def monolingual(model, inputs):
     return connection.monolingual_pass(inputs, own, model.layers_of_connection)
 
 
+def gather(values, positions):
+    """`values[b, positions[b, k]]`: `(B, T, ...)` at `(B, K)` gives `(B, K, ...)`."""
+    batch, length = ops.shape(values)[:2]
+    flat = ops.reshape(values, (-1, *values.shape[2:]))
+    offsets = ops.arange(batch, dtype="int32")[:, None] * ops.cast(length, "int32")
+    return ops.take(flat, ops.cast(positions, "int32") + offsets, axis=0)
+
+
 def answer_nats(model, inputs, make_pass):
     """Of each row: the negative log-likelihood of its answer, and of how many tokens.
 
@@ -100,25 +105,16 @@ def answer_nats(model, inputs, make_pass):
         make_pass: a function of model and inputs that gives the pass: `user` or `monolingual`.
 
     Returns:
-        A dict of float32 `(B,)`: `nats` and `tokens`, both weighted, and `misses`, the number of
-        tokens that are not the likeliest ones.
+        A dict of float32 `(B,)`: `nats` and `tokens`, both weighted.
     """
     inputs = dict(inputs)
     y, weights = inputs.pop("y"), inputs.pop("sample_weight")
     positions = inputs["answer_positions"]
     hidden = run(model, inputs, make_pass(model, inputs))
-    found = {"nats": 0.0, "tokens": 0.0, "misses": 0.0}
-    # In pieces: logits are many times larger than what they are made of.
-    for first in range(0, positions.shape[1], LOGITS_AT_ONCE):
-        piece = positions[:, first : first + LOGITS_AT_ONCE]
-        logits = model.logits(hidden, {"answer_positions": piece})
-        label, weight = ops.take_along_axis(y, piece, 1), ops.take_along_axis(weights, piece, 1)
-        nats = ops.where(weight > 0, losses.token_cross_entropy(logits, label), 0.0)
-        missed = ops.not_equal(ops.cast(ops.argmax(logits, axis=-1), "int32"), label)
-        missed = ops.cast(ops.logical_and(missed, weight > 0), "float32")
-        for name, value in {"nats": nats * weight, "tokens": weight, "misses": missed}.items():
-            found[name] = found[name] + ops.sum(value, axis=1)
-    return found
+    logits = model.logits(hidden, inputs)
+    label, weight = gather(y, positions), gather(weights, positions)
+    nats = ops.where(weight > 0, losses.token_cross_entropy(logits, label), 0.0)
+    return {"nats": ops.sum(nats * weight, axis=1), "tokens": ops.sum(weight, axis=1)}
 
 
 def objective_sites(objectives, num_blocks):

@@ -24,6 +24,8 @@ Ids = Sequence[int]
 # The least width of a batch, in tokens; the next ones are 24, 32, 48, 64, ... so that few shapes
 # are compiled and no more than a third of a batch is padding for its longest row.
 MIN_WIDTH = 16
+#: Positions of a row whose logits are computed together.
+LOGITS_AT_ONCE = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,8 +211,8 @@ class Scorer:
         }
         # In pieces: logits are many times larger than what they are made of. Cut here, since
         # TensorFlow does not know a length inside a function that it has compiled for several.
-        for number, first in enumerate(range(0, window, passes.LOGITS_AT_ONCE)):
-            piece = slice(first, first + passes.LOGITS_AT_ONCE)
+        for number, first in enumerate(range(0, window, LOGITS_AT_ONCE)):
+            piece = slice(first, first + LOGITS_AT_ONCE)
             inputs[f"positions_{number}"] = positions[:, piece]
             inputs[f"labels_{number}"] = labels[:, piece]
         if has_pivots:

@@ -87,7 +87,7 @@ class TestScores:
         assert [rows.shape for rows in fed] == [(2, 16), (2, 16)]
 
     def test_a_window_of_several_pieces(self, model, monkeypatch):
-        monkeypatch.setattr(keras_cc.passes, "LOGITS_AT_ONCE", 4)
+        monkeypatch.setattr(keras_cc.evaluation.scorer, "LOGITS_AT_ONCE", 4)
         request = (ids(3, 40), ids(11, 40))
         found = Scorer(model, batch_size=1, verbose=0).log_likelihoods([request])
         assert_scores(found, by_hand(model, [request]))
