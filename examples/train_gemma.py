@@ -14,7 +14,6 @@ import dataclasses
 import os
 import pathlib
 import time
-import unicodedata
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -25,6 +24,8 @@ from tqdm import tqdm
 
 import keras_cc
 import keras_cc.demo
+from keras_cc.comparison.rows import spread
+from keras_cc.evaluation.metrics import exact_match, first_line
 
 
 @dataclasses.dataclass
@@ -87,21 +88,6 @@ def load_rows(args):
     return splits
 
 
-def spread(rows, count):
-    """`count` of the rows, evenly spaced."""
-    return [rows[i * len(rows) // count] for i in range(min(count, len(rows)))]
-
-
-def first_line(text):
-    """The first line with something in it: an untuned model goes on to the next question."""
-    return (text.strip().splitlines() or [""])[0].strip()
-
-
-def normal(text):
-    """Text as it is compared: its first line, composed, without case."""
-    return unicodedata.normalize("NFC", first_line(text)).casefold()
-
-
 def answer(model, rows, args):
     """Greedy answers, in the user's language alone where the recipe can do that."""
     prompts, pivots = [row["instruction"] for row in rows], None
@@ -119,7 +105,7 @@ def score(model, held_out, args, title):
         results = model.evaluate(rows, batch_size=16, verbose=0, return_dict=True)
         answers = answer(model, rows, args)
         hits = [
-            normal(text) in {normal(accepted) for accepted in row.get("answers", [row["output"]])}
+            exact_match(first_line(text), row.get("answers", [row["output"]]), language)
             for text, row in zip(answers, rows, strict=True)
         ]
         scores[language] = {**results, "exact_match": sum(hits) / len(hits)}

@@ -25,6 +25,7 @@ from keras_cc.comparison.experiment import UNTUNED, VERSION, Experiment
 from keras_cc.comparison.rows import load_rows, spread
 from keras_cc.compiled import Compiled
 from keras_cc.evaluation import atlas, tasks
+from keras_cc.evaluation.metrics import first_line
 from keras_cc.evaluation.scorer import Scorer
 from keras_cc.passes import answer_nats, monolingual, user
 from keras_cc.preprocessing import CCPreprocessor
@@ -69,7 +70,14 @@ def run(experiment: Experiment, answers: Any = None, verbose: "int | str" = "aut
 
     start = time.perf_counter()
     scorer = Scorer(model, batch_size=2 * experiment.batch_size, verbose=verbose)
-    result = tasks.evaluate(model, task, rows["scored"], scorer=scorer, verbose=verbose)
+    result = tasks.evaluate(
+        model,
+        task,
+        rows["scored"],
+        scorer=scorer,
+        batch_size=4 * experiment.batch_size,  # a step of generation reads all weights once
+        verbose=verbose,
+    )
     perplexity = english_perplexity(scorer, rows["scored"])
     seconds = {**trained.pop("seconds", {}), "evaluate": time.perf_counter() - start}
     return {
@@ -166,11 +174,6 @@ def _train(model, experiment, rows, answers, verbose):
         "finish": time.perf_counter() - fitted,
     }
     return trained
-
-
-def first_line(text: str) -> str:
-    """The first line with something in it: an untuned model goes on to the next question."""
-    return (text.strip().splitlines() or [""])[0].strip()
 
 
 def _preprocessor(experiment, inner, rows):

@@ -115,6 +115,16 @@ def _base(language: str | None) -> str:
     return "" if language is None else re.split("[-_]", language.lower())[0]
 
 
+def first_line(text: str) -> str:
+    """The first line with something in it, `""` where none has.
+
+    It is what a generated answer is: an untuned model goes on to the next question.
+
+    Example: `first_line("\\n Nairobi \\nWhat is")  # "Nairobi"`
+    """
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+
+
 # --- metrics ---
 
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from keras_cc.data import load_jsonl, pairs
 from keras_cc.evaluation import statistics
-from keras_cc.evaluation.metrics import METRICS
+from keras_cc.evaluation.metrics import METRICS, first_line
 from keras_cc.evaluation.scorer import Scorer, width_of
 from keras_cc.evaluation.task_requests import (
     check_answers,
@@ -436,7 +436,7 @@ def _generate(scorer, examples, reads_pivot, batch_size, max_new_tokens, verbose
             [e.prompt for e in batch], max_length=max_length, strip_prompt=True, **pivots
         )
         for number, text in zip(numbers, texts, strict=False):
-            lines[number] = _first_line(_first_tokens(preprocessor, text, max_new_tokens))
+            lines[number] = first_line(_first_tokens(preprocessor, text, max_new_tokens))
         progress.update(first + len(numbers))
     return lines
 
@@ -447,7 +447,3 @@ def _first_tokens(preprocessor, text, count):
     if len(ids) <= count:
         return text
     return preprocessor.detokenize([ids[:count]])[0].rstrip("\ufffd")
-
-
-def _first_line(text):
-    return next((line.strip() for line in text.splitlines() if line.strip()), "")

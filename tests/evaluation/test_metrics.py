@@ -11,6 +11,7 @@ from keras_cc.evaluation.metrics import (
     contains,
     exact_match,
     f1,
+    first_line,
     last_number,
     normalize,
     number,
@@ -18,6 +19,20 @@ from keras_cc.evaluation.metrics import (
     rouge_l,
     tokens,
 )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("\n  Nairobi \nWhat is", "Nairobi"),
+        ("شلن", "شلن"),
+        ("a\u2028b", "a"),
+        (" \n\t", ""),
+        ("", ""),
+    ],
+)
+def test_first_line(text, expected):
+    assert first_line(text) == expected
 
 
 class TestNormalize:
