@@ -34,7 +34,7 @@ class Arguments:
     """Seeds; each method is trained once with each."""
     baseline: str = "sft"
     """The method that the others are measured against."""
-    model: str = "demo:smollm2_135m"
+    model: str = "demo:gemma3_270m"
     """A KerasHub preset, or `demo:` and the name of a demo model."""
     task: str = "cldr"
     """A task of `keras_cc.evaluation`: cldr, xnli, xstorycloze, xquad, ..."""
@@ -42,17 +42,17 @@ class Arguments:
     """Folder with train/TASK/LANG.jsonl and dev/TASK/LANG.jsonl; cldr needs none."""
     languages: tuple[str, ...] = ("en", "tr", "sw", "id")
     """Languages, English among them."""
-    train_rows: int = 100
+    train_rows: int = 80
     """Rows a language to train on; 0 takes all."""
-    dev_rows: int = 60
+    dev_rows: int = 40
     """Rows a language that are scored; 0 takes all."""
     score_on: str = "dev"
     """dev, or held_out: a fifth of the training ids, to choose options by."""
-    epochs: int = 3
+    epochs: int = 1
     """Passes over the rows."""
     batch_size: int = 8
     """Rows a step."""
-    learning_rate: float = 1e-4
+    learning_rate: float = 3e-5
     """Peak learning rate."""
     train: Literal["all", "blocks", "lora"] = "blocks"
     """What is trained: all weights, all but the token embedding, or LoRA matrices."""

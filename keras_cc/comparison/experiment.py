@@ -49,16 +49,16 @@ class Experiment:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     finish: str = "recipe"
     seed: int = 0
-    model: str = "demo:smollm2_135m"
+    model: str = "demo:gemma3_270m"
     task: str = "cldr"
     data: str | None = None
     languages: tuple[str, ...] = ("en", "tr", "sw", "id")
     train_rows: int = 0
     dev_rows: int = 0
     score_on: str = "dev"
-    epochs: int = 3
+    epochs: int = 1
     batch_size: int = 8
-    learning_rate: float = 1e-4
+    learning_rate: float = 3e-5
     train: str = "blocks"
     lora_rank: int = 8
     max_length: int = 0

@@ -9,7 +9,7 @@ from typing import Any
 
 from keras_cc.report.languages import NAMES, own_name
 from keras_cc.report.pictures import Picture
-from keras_cc.report.tables import Table, costs_table, protocol, scores_table
+from keras_cc.report.tables import Table, protocol, tables
 
 # What a cell says of its own run, beside its configuration.
 _FACTS = ("key", "rows", "steps", "chosen", "fit", "parameters", "seconds", "inference")
@@ -82,11 +82,10 @@ def page(
         HTML.
     """
     own = {NAMES[code][0]: code for code in summary["languages"] if own_name(code)}
-    tables = [scores_table(summary), costs_table(summary)]
     return _PAGE.substitute(
         title=html.escape(title),
         protocol=html.escape(protocol(summary)),
-        tables="\n".join(_table(table, own) for table in tables),
+        tables="\n".join(_table(table, own) for table in tables(summary)),
         notes=_notes(summary),
         figures="\n".join(map(_figure, pictures)),
         configuration=_configuration(summary, cells),

@@ -13,6 +13,7 @@ from keras_cc.report.grouping import PIVOT, VERSION
 
 CONFIDENCE = 0.95
 AVERAGE = "average"
+LIKELIHOOD = "nll"
 
 
 def summarise(cells: Sequence[dict[str, Any]], baseline: str = "sft") -> dict[str, Any]:
@@ -30,7 +31,8 @@ def summarise(cells: Sequence[dict[str, Any]], baseline: str = "sft") -> dict[st
         (items a language), `training_rows` (the numbers of rows there are to train on), `seeds`,
         `machines`, `baseline` (None where no cell has its name), `settings` (of the
         configuration, what all methods share), `untuned`, `notes` (strings), and `methods`: a
-        list, the baseline first and then from the best average down.
+        list, the baseline first and then from the best average down. A method's `nll` has the same
+        of the answers' negative log-likelihood, in nats a token; None where a cell lacks it.
 
     Raises:
         ValueError: for cells that do not stand in one table; see `keras_cc.report.grouping.check`.
@@ -48,11 +50,13 @@ def summarise(cells: Sequence[dict[str, Any]], baseline: str = "sft") -> dict[st
     languages = sorted(first["scores"][first["metric"]], key=lambda code: (code == PIVOT, code))
     notes: list[str] = []
     settings, own = grouping.settings(groups)
+    against = {name: groups.get(baseline) for name in groups if name != baseline}
     methods = [
         {
             "name": name,
             "settings": own[name],
-            **_scores(group, groups.get(baseline), name == baseline, languages, notes),
+            **_scores(group, against.get(name), languages, first["metric"], notes),
+            LIKELIHOOD: _likelihoods(group, against.get(name), languages),
             **costs(group, notes),
         }
         for name, group in groups.items()
@@ -79,17 +83,24 @@ def summarise(cells: Sequence[dict[str, Any]], baseline: str = "sft") -> dict[st
     }
 
 
-def _arrays(group, languages, seeds=None):
-    """`{language: (seeds, items)}` of the main metric."""
+def _arrays(group, languages, metric, seeds=None):
+    """`{language: (seeds, items)}` of a metric."""
     kept = [c for c in group if seeds is None or c["config"].get("seed") in seeds]
     return {
-        language: np.asarray([c["scores"][c["metric"]][language] for c in kept], "float64")
+        language: np.asarray([c["scores"][metric][language] for c in kept], "float64")
         for language in languages
     }
 
 
-def _scores(group, baseline, is_baseline, languages, notes):
-    """Means with intervals, and the paired differences to the baseline."""
+def _likelihoods(group, baseline, languages):
+    """`_scores` of the answers' likelihoods, where every cell has them."""
+    if not all(LIKELIHOOD in cell["scores"] for cell in [*group, *(baseline or ())]):
+        return None
+    return _scores(group, baseline, languages, LIKELIHOOD, notes=[])  # they are made already
+
+
+def _scores(group, baseline, languages, metric, notes):
+    """Means with intervals, and the paired differences to the baseline, if there is one."""
     items = {language: [str(i) for i in group[0]["items"][language]] for language in languages}
     others = [language for language in languages if language != PIVOT]
     parts = {language: [language] for language in languages}
@@ -98,7 +109,7 @@ def _scores(group, baseline, is_baseline, languages, notes):
     ids = {part: {language: items[language] for language in of} for part, of in parts.items()}
     found = {
         part: _fields(
-            statistics.interval(_arrays(group, of), ids[part], confidence=CONFIDENCE),
+            statistics.interval(_arrays(group, of, metric), ids[part], confidence=CONFIDENCE),
             ("mean", "low", "high"),
         )
         for part, of in parts.items()
@@ -110,7 +121,7 @@ def _scores(group, baseline, is_baseline, languages, notes):
         "difference": None,
         "paired_seeds": None,
     }
-    if baseline is not None and not is_baseline:
+    if baseline is not None:
         name, against = group[0]["name"], baseline[0]["name"]
         seeds = [s for s in grouping.seeds(group) if s in grouping.seeds(baseline)]
         if not seeds:
@@ -125,8 +136,8 @@ def _scores(group, baseline, is_baseline, languages, notes):
             result["difference"] = {
                 part: _fields(
                     statistics.compare(
-                        _arrays(group, of, seeds),
-                        _arrays(baseline, of, seeds),
+                        _arrays(group, of, metric, seeds),
+                        _arrays(baseline, of, metric, seeds),
                         ids[part],
                         confidence=CONFIDENCE,
                     ),

@@ -1,4 +1,4 @@
-"""The summary of a comparison as two tables, of scores and of costs, and those in Markdown.
+"""The summary of a comparison as tables, of scores, likelihoods and costs, and those in Markdown.
 
 A score is bold where it is the best of its column *and* its paired interval against the baseline
 excludes 0. Scores and differences are shown in points, 100 times the share.
@@ -6,11 +6,12 @@ excludes 0. Scores and differences are shown in points, 100 times the share.
 
 import dataclasses
 import re
+from collections.abc import Callable
 from typing import Any
 
 from keras_cc.report.grouping import PIVOT
 from keras_cc.report.languages import english_name
-from keras_cc.report.summary import AVERAGE, listed, part_of, verdict
+from keras_cc.report.summary import AVERAGE, LIKELIHOOD, listed, part_of, verdict
 
 UNTUNED = "untuned"
 MISSING = "–"
@@ -35,6 +36,38 @@ class Table:
     rows: list[list[Entry]]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Measure:
+    """How a measure is written, and which way is better."""
+
+    write: Callable[..., str]
+    better: int  # 1: higher, -1: lower
+
+    def best(self, methods, part):
+        """The name of the part's best method, where it beats the baseline beyond chance."""
+        top = max(methods, key=lambda method: self.better * part_of(method, part)["mean"])
+        wins = self.better * verdict(part_of(top, part, "difference")) > 0
+        return top["name"] if wins else None
+
+    def score(self, value, best, interval=True):
+        return Entry(self.write(value["mean"]), self.interval(value) if interval else "", best)
+
+    def difference(self, method, part):
+        if method["difference"] is None:
+            return [Entry(MISSING), Entry(MISSING)]
+        found = method["difference"][part]
+        p = found["p_value"]
+        return [
+            Entry(self.write(found["difference"], signed=True), self.interval(found, signed=True)),
+            Entry("<0.001" if p < 0.001 else f"{p:.3f}"),
+        ]
+
+    def interval(self, value, signed=False):
+        if value["low"] is None:
+            return ""
+        return f"[{self.write(value['low'], signed)}, {self.write(value['high'], signed)}]"
+
+
 def scores_table(summary: dict[str, Any], intervals: bool = True) -> Table:
     """Average, difference to the baseline, and the score of each language.
 
@@ -45,11 +78,44 @@ def scores_table(summary: dict[str, Any], intervals: bool = True) -> Table:
     Returns:
         A `Table`: the untuned model's row, then one a method.
     """
-    languages, baseline = summary["languages"], summary["baseline"]
-    others = [language for language in languages if language != PIVOT]
+    header, rows = _compared(summary, summary["methods"], _Measure(_points, 1), intervals)
+    if not _has_untuned(summary):
+        untuned = summary["untuned"]
+        averages = [Entry(_points(untuned[AVERAGE]))] if _others(summary) else []
+        differences = [Entry(MISSING)] * (2 if summary["baseline"] is not None else 0)
+        scores = [Entry(_points(untuned["scores"][code])) for code in summary["languages"]]
+        row = [Entry(UNTUNED), *averages, *differences, *scores]
+        rows.insert(0, row + [Entry(MISSING)] * (len(header) - len(row)))
+    return Table(f"Scores ({summary['metric']}, points of 100)", header, rows)
+
+
+def likelihood_table(summary: dict[str, Any], intervals: bool = True) -> Table | None:
+    """The same of the answers' negative log-likelihood, where a small difference shows sooner.
+
+    Args:
+        summary: of `keras_cc.report.summary.summarise`.
+        intervals: as in `scores_table`.
+
+    Returns:
+        A `Table`, one row a method; None where a cell has no likelihoods.
+    """
+    methods = [
+        {**(method[LIKELIHOOD] or {}), "name": method["name"]} for method in summary["methods"]
+    ]
+    if any(AVERAGE not in method for method in methods):
+        return None
+    header, rows = _compared(summary, methods, _Measure(_nats, -1), intervals)
+    return Table(
+        "Negative log-likelihood of the answers (nats a token, lower is better)", header, rows
+    )
+
+
+def _compared(summary, methods, measure, intervals):
+    """Header and rows: average, difference to the baseline, and each language."""
+    languages, baseline, others = summary["languages"], summary["baseline"], _others(summary)
     parts = [AVERAGE, *languages] if others else list(languages)
     shown = intervals or not others
-    best = {part: _best(summary["methods"], part) for part in parts}
+    best = {part: measure.best(methods, part) for part in parts}
     header = ["Method"]
     if others:
         header += [f"Average of {len(others)}"]
@@ -59,28 +125,25 @@ def scores_table(summary: dict[str, Any], intervals: bool = True) -> Table:
     with_english = bool(baseline is not None and others and PIVOT in languages)
     if with_english:
         header += [f"English: difference to {baseline}"]
-
-    untuned = summary["untuned"]
-    rows: list[list[Entry]] = [[Entry(UNTUNED)]]
-    rows[0] += [Entry(_points(untuned[AVERAGE]))] if others else []
-    rows[0] += [Entry(MISSING)] * (2 if baseline is not None else 0)
-    rows[0] += [Entry(_points(untuned["scores"][language])) for language in languages]
-    rows[0] += [Entry(MISSING)] * (len(header) - len(rows[0]))
-    for method in summary["methods"]:
+    rows: list[list[Entry]] = []
+    for method in methods:
         row = [Entry(method["name"])]
         if others:
-            row += [_score(method[AVERAGE], best[AVERAGE] == method["name"])]
+            row += [measure.score(method[AVERAGE], best[AVERAGE] == method["name"])]
         if baseline is not None:
-            row += _difference(method, AVERAGE if others else languages[0])
+            row += measure.difference(method, AVERAGE if others else languages[0])
         row += [
-            _score(method["scores"][language], best[language] == method["name"], shown)
+            measure.score(method["scores"][language], best[language] == method["name"], shown)
             for language in languages
         ]
         if with_english:
-            row += _difference(method, PIVOT)[:1]
+            row += measure.difference(method, PIVOT)[:1]
         rows.append(row)
-    rows = rows[1:] if _has_untuned(summary) else rows
-    return Table(f"Scores ({summary['metric']}, points of 100)", header, rows)
+    return header, rows
+
+
+def _others(summary):
+    return [language for language in summary["languages"] if language != PIVOT]
 
 
 def costs_table(summary: dict[str, Any]) -> Table:
@@ -126,6 +189,16 @@ def costs_table(summary: dict[str, Any]) -> Table:
     return Table("Costs", header, rows[1:] if _has_untuned(summary) else rows)
 
 
+def tables(summary: dict[str, Any], intervals: bool = True) -> list[Table]:
+    """The tables that there are data for, as `scores_table` has them."""
+    found = [
+        scores_table(summary, intervals),
+        likelihood_table(summary, intervals),
+        costs_table(summary),
+    ]
+    return [table for table in found if table is not None]
+
+
 def protocol(summary: dict[str, Any]) -> str:
     """One sentence: model, task, rows, languages, seeds and machine."""
     rows = summary["rows"]
@@ -152,7 +225,7 @@ def protocol(summary: dict[str, Any]) -> str:
 
 
 def markdown(summary: dict[str, Any], title: str) -> str:
-    """The results as Markdown: both tables, the protocol, and the notes.
+    """The results as Markdown: the tables, the protocol, and the notes.
 
     Args:
         summary: of `keras_cc.report.summary.summarise`.
@@ -162,7 +235,7 @@ def markdown(summary: dict[str, Any], title: str) -> str:
         A string that ends in a new line.
     """
     lines = [f"### {_escaped(title)}", ""]
-    for table in (scores_table(summary, intervals=False), costs_table(summary)):
+    for table in tables(summary, intervals=False):
         lines += [f"**{_escaped(table.title)}**", "", _row(table.header)]
         lines += ["|" + " --- |" + " ---: |" * (len(table.header) - 1)]
         for row in table.rows:
@@ -185,38 +258,18 @@ def _has_untuned(summary):
     return any(method["name"] == UNTUNED for method in summary["methods"])
 
 
-def _best(methods, part):
-    """The name of the part's best method, where it beats the baseline beyond chance."""
-    top = max(methods, key=lambda method: part_of(method, part)["mean"])
-    return top["name"] if verdict(part_of(top, part, "difference")) > 0 else None
-
-
-def _score(value, best, interval=True):
-    return Entry(_points(value["mean"]), _interval(value) if interval else "", best)
-
-
-def _interval(value, signed=False):
-    if value["low"] is None:
-        return ""
-    return f"[{_points(value['low'], signed)}, {_points(value['high'], signed)}]"
-
-
-def _difference(method, part):
-    if method["difference"] is None:
-        return [Entry(MISSING), Entry(MISSING)]
-    found = method["difference"][part]
-    p = found["p_value"]
-    return [
-        Entry(_points(found["difference"], signed=True), _interval(found, signed=True)),
-        Entry("<0.001" if p < 0.001 else f"{p:.3f}"),
-    ]
-
-
 def _points(value, signed=False):
     if value is None:
         return MISSING
     text = f"{100 * value:{'+' if signed else ''}.1f}"
     return "0.0" if text in ("-0.0", "+0.0") else text.replace("-", _MINUS)
+
+
+def _nats(value, signed=False):
+    if value is None:
+        return MISSING
+    text = f"{value:{'+' if signed else ''}.3f}"
+    return "0.000" if text in ("-0.000", "+0.000") else text.replace("-", _MINUS)
 
 
 def _number(value, digits=1):

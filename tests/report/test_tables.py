@@ -6,7 +6,14 @@ import pytest
 from made_cells import BEST, SFT, cell, three
 
 from keras_cc.report.summary import summarise
-from keras_cc.report.tables import costs_table, markdown, protocol, scores_table
+from keras_cc.report.tables import (
+    costs_table,
+    likelihood_table,
+    markdown,
+    protocol,
+    scores_table,
+    tables,
+)
 
 pytest.importorskip("scipy")
 MINUS = "\N{MINUS SIGN}"
@@ -81,6 +88,44 @@ class TestScores:
         assert table.header == ["Method", "Difference to sft", "p", "English"]
         assert column(table, "Difference to sft")["cc"].detail == "[0.0, 0.0]"
         assert column(table, "English")["cc"].detail  # nothing else says how sure it is
+
+
+def with_nats(name, tr, ar, en=(1.0, 3.0), **changes):
+    """A cell of 20 items a language; its likelihoods go in turn."""
+    made = cell(name, scores={"tr": [1, 0], "ar": [0, 1], "en": [1, 1]}, **changes)
+    made["scores"]["nll"] = {k: list(v) * 10 for k, v in (("tr", tr), ("ar", ar), ("en", en))}
+    return made
+
+
+class TestLikelihoods:
+    def test_lower_is_better(self):
+        sft, cc = with_nats("sft", (2.0, 4.0), (3.0, 3.0)), with_nats("cc", (1.5, 3.5), (3.0, 3.0))
+        dft = with_nats("dft", (2.5, 4.5), (3.0, 3.0), en=(1.0, 3.25))
+        table = likelihood_table(summarise([sft, cc, dft]))
+        assert "lower is better" in table.title
+        assert all(len(row) == len(table.header) for row in table.rows)
+        averages = column(table, "Average of 2")
+        found = {name: averages[name].text for name in ("sft", "cc", "dft")}
+        assert found == {"sft": "3.000", "cc": "2.750", "dft": "3.250"}
+        differences = column(table, "Difference to sft")
+        # Turkish is 0.5 lower on every item, Arabic the same: no draw of items changes that.
+        assert differences["cc"].text == f"{MINUS}0.250"
+        assert differences["cc"].detail == f"[{MINUS}0.250, {MINUS}0.250]"
+        assert (differences["dft"].text, differences["sft"].text) == ("+0.250", "–")
+        assert column(table, "English: difference to sft")["dft"].text == "+0.125"
+        assert column(table, "English: difference to sft")["cc"].text == "0.000"
+        bold = {row[0].text for row in table.rows if any(entry.best for entry in row)}
+        assert bold == {"cc"}
+
+    def test_it_stands_with_the_others_where_all_cells_have_it(self):
+        sft, cc = with_nats("sft", (2.0, 4.0), (3.0, 3.0)), with_nats("cc", (1.5, 3.5), (3.0, 3.0))
+        summary = summarise([sft, cc])
+        assert [len(table.rows) for table in tables(summary)] == [3, 2, 3]  # untuned: no nats
+        assert "| **2.750** [" in markdown(summary, "x")
+        del cc["scores"]["nll"]
+        summary = summarise([sft, cc])
+        assert likelihood_table(summary) is None
+        assert len(tables(summary)) == 2
 
 
 def test_costs():
