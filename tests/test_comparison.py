@@ -10,7 +10,7 @@ from test_examples import tiny_load
 
 import keras_cc
 import keras_cc.demo
-from keras_cc import comparison
+from keras_cc import comparison, recipes
 from keras_cc.comparison import UNTUNED, Cells, Experiment
 
 pytest.importorskip("babel", reason="the CLDR set needs babel")
@@ -116,9 +116,22 @@ class TestExperiment:
         with pytest.raises(ValueError, match="`method` must be a recipe"):
             Experiment.parse("cc dropout 0.9")
 
-    def test_options_of_a_recipe_without_a_connection_are_refused(self, tiny_demo):
+    def test_options_that_do_not_fit_are_refused(self):
         with pytest.raises(ValueError, match="the recipe 'sft' has none"):
-            comparison.run(Experiment("sft", {"dropout": 0.5}, **SMALL), verbose=0)
+            Experiment("sft", {"dropout": 0.5}, **SMALL)
+        with pytest.raises(ValueError, match="`dropout` must be"):
+            Experiment("cc", {"dropout": 2}, **SMALL)
+
+    def test_other_defaults_are_another_key(self, monkeypatch):
+        before = {name: Experiment(name, **SMALL).key for name in ("cc", "sft", "dft")}
+        changed = dataclasses.replace(
+            recipes.get("cc"), connection=lambda: keras_cc.FusedConnection(dropout=0.25)
+        )
+        monkeypatch.setitem(recipes.RECIPES, "cc", changed)
+        assert Experiment("cc", **SMALL).key != before["cc"]
+        assert {name: Experiment(name, **SMALL).key for name in ("sft", "dft")} == {
+            name: before[name] for name in ("sft", "dft")
+        }
 
 
 class TestRows:

@@ -67,7 +67,7 @@ class Experiment:
 
     def __post_init__(self) -> None:
         if self.recipe != UNTUNED:
-            recipes.get(self.recipe)
+            self.resolve()  # the recipe is known, and its connection takes the options
         tasks.get(self.task)
         if "en" not in self.languages or len(set(self.languages)) < len(self.languages):
             raise ValueError(
@@ -101,6 +101,20 @@ class Experiment:
                 )
         return cls(recipe, options, finish, **settings)
 
+    def resolve(self) -> recipes.Recipe:
+        """The recipe, its connection with this experiment's options."""
+        recipe = recipes.get(self.recipe)
+        if not self.options:
+            return recipe
+        if recipe.connection is None:
+            raise ValueError(
+                f"`options` are a connection's, and the recipe {recipe.name!r} has none. "
+                f"Received: options={dict(self.options)}"
+            )
+        plain = recipe.connection()
+        connection = type(plain).from_config({**plain.get_config(), **self.options})
+        return dataclasses.replace(recipe, connection=lambda: connection)
+
     @property
     def name(self) -> str:
         """The recipe, and what differs from it."""
@@ -114,10 +128,19 @@ class Experiment:
 
     @property
     def key(self) -> str:
-        """16 hex digits that stand for the whole configuration."""
+        """16 hex digits that stand for the whole configuration, a recipe's defaults included."""
         facts = {"version": VERSION, "backend": keras.backend.backend(), **self.config}
         if self.recipe == UNTUNED:  # nothing is trained
             facts = {name: value for name, value in facts.items() if name not in _TRAINING}
+        else:
+            recipe = self.resolve()
+            facts["made_of"] = [
+                repr(recipe.connection and recipe.connection()),
+                repr(recipe.objectives()),
+                repr(recipe.intervention and recipe.intervention()),
+                recipe.augment,
+                recipe.fits,
+            ]
         text = json.dumps(facts, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

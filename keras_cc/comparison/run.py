@@ -7,7 +7,6 @@ Notable choices:
   trains longer, and the cell says how long.
 """
 
-import dataclasses
 import math
 import os
 import pathlib
@@ -19,7 +18,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_cc import pairing, recipes
+from keras_cc import pairing
 from keras_cc.cc_causal_lm import CCCausalLM
 from keras_cc.comparison.experiment import UNTUNED, VERSION, Experiment
 from keras_cc.comparison.rows import load_rows, spread
@@ -63,7 +62,7 @@ def run(experiment: Experiment, answers: Any = None, verbose: "int | str" = "aut
             causal_lm.backbone.enable_lora(experiment.lora_rank)
         elif experiment.train == "blocks":
             causal_lm.backbone.token_embedding.trainable = False
-        model = _recipe(experiment).model(causal_lm, preprocessor=preprocessor)
+        model = experiment.resolve().model(causal_lm, preprocessor=preprocessor)
         trained = _train(model, experiment, rows, answers, verbose)
     parameters["trained"] = sum(math.prod(v.shape) for v in model.trainable_variables)
     parameters["extra"] = 0 if model.is_mergeable else _own_parameters(model)
@@ -114,23 +113,9 @@ def english_perplexity(scorer: Scorer, rows: Mapping[str, Sequence[Any]], count:
     return math.exp(-sum(one.total for one in found) / sum(one.tokens for one in found))
 
 
-def _recipe(experiment):
-    recipe = recipes.get(experiment.recipe)
-    if not experiment.options:
-        return recipe
-    if recipe.connection is None:
-        raise ValueError(
-            f"`options` are a connection's, and the recipe {recipe.name!r} has none. "
-            f"Received: options={dict(experiment.options)}"
-        )
-    plain = recipe.connection()
-    config = {**plain.get_config(), **experiment.options}
-    return dataclasses.replace(recipe, connection=lambda: type(plain).from_config(config))
-
-
 def _train(model, experiment, rows, answers, verbose):
     """The recipe's data, its steps and what comes after; returns curves and seconds."""
-    recipe, start = _recipe(experiment), time.perf_counter()
+    recipe, start = experiment.resolve(), time.perf_counter()
     bars = 0 if verbose == 0 else 1
     model.compile(sampler="greedy")  # a distillation asks before there is an optimizer
     options = {}
