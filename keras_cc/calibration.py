@@ -133,7 +133,7 @@ class _FusedSamples:
         return {path: layer.matrix() for path, layer in self.layers.items()}
 
     def assign(self, path, matrix):
-        self.layers[path].delta.assign(_delta(matrix))
+        self.layers[path].assign(matrix)
 
     def collect(self, inputs):
         model = self.model
@@ -204,7 +204,7 @@ class _SelectedSamples(_LastPromptSamples):
         return {"pooled_transform": self.layer.matrix()}
 
     def assign(self, _, matrix):
-        self.layer.delta.assign(_delta(matrix))
+        self.layer.assign(matrix)
 
     def collect(self, inputs):
         sites = [("ffn", number) for number in range(self.model.num_blocks)]
@@ -238,8 +238,3 @@ class _InclineSamples(_LastPromptSamples):
             found[f"goal/block_{number}"] = pivot[:, place]
             found[f"weight/block_{number}"] = weight[:, place]
         return found
-
-
-def _delta(matrix):
-    # Before it is rounded to float32: a small change would be lost beside the 1.
-    return (matrix - np.eye(len(matrix))).astype("float32")

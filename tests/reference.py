@@ -123,7 +123,8 @@ class Reference:
         if self.options.transform is None or number not in self.options.layers:
             return f
         if self.options.transform == "linear":
-            return f @ (np.eye(f.shape[-1]) + self.weights[f"{name}/delta"])
+            width = f.shape[-1]
+            return f @ (np.eye(width) + self.weights[f"{name}/delta"] / np.sqrt(width))
         inner = f @ self.weights[f"{name}/down"]
         if self.options.transform == "mlp":
             inner = inner * 0.5 * (1 + np.vectorize(math.erf)(inner / math.sqrt(2)))

@@ -217,7 +217,7 @@ def alignment_loss(model, rows=ROWS):
 def test_the_alignment_loss_is_never_higher_afterwards(evaluated, ridge, scale, seed):
     rng = np.random.default_rng(seed)
     for layer in layers(evaluated).values():
-        layer.transform_matrix.delta.assign(rng.normal(0, scale, (D, D)).astype("float32"))
+        layer.transform_matrix.assign(np.eye(D) + rng.normal(0, scale, (D, D)))
     before = alignment_loss(evaluated)
     fits = fit(evaluated, ridge=ridge)
     after = alignment_loss(evaluated)
@@ -322,7 +322,8 @@ def test_a_bfloat16_model_is_fitted_in_float32():
         assert_close(found.matrix, expected[path].matrix, relative=0.05)
         delta = layers(model)[path].transform_matrix.delta
         assert delta.dtype == "float32"
-        np.testing.assert_allclose(connected.to_numpy(delta), found.matrix - np.eye(D), rtol=1e-6)
+        matrix = np.eye(D) + connected.to_numpy(delta) / np.sqrt(D)
+        np.testing.assert_allclose(matrix, found.matrix, rtol=1e-6, atol=1e-7)
 
 
 def test_strings_and_a_generator():

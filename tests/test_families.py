@@ -218,7 +218,7 @@ class TestOptions:
         delta = ops.convert_to_numpy(projections(causal_lm)[0].transform_matrix.delta.value)
         assert np.abs(bias).max() > 0
         model.merge()
-        matrix = np.eye(len(delta)) + delta
+        matrix = np.eye(len(delta)) + delta / np.sqrt(len(delta))
         assert_close(ops.convert_to_numpy(projection.kernel.value), kernel @ matrix, 1e-6)
         assert_close(ops.convert_to_numpy(projection.bias.value), bias @ matrix, 1e-6)
 

@@ -63,7 +63,10 @@ def test_merge_folds_the_transform_into_the_stock_model(family, transform):
             assert layer is None
             continue
         values = {v.name: connected.to_numpy(v) for v in layer.weights}
-        delta = values["delta"] if transform == "linear" else values["down"] @ values["up"]
+        if transform == "linear":
+            delta = values["delta"] / np.sqrt(tiny.HIDDEN)
+        else:
+            delta = values["down"] @ values["up"]
         for variable in projection(stock, block).weights:  # kernel and, where there is one, bias
             expected[variable.path] = expected[variable.path] @ (np.eye(tiny.HIDDEN) + delta)
 
@@ -88,7 +91,8 @@ def test_a_bfloat16_projection_is_folded_in_float32_and_rounded_once():
     delta = connected.to_numpy(model.connection_layers()["block_0/transform_matrix"].delta)
     merged = projection(model.merge(), 0).kernel
     assert merged.dtype == "bfloat16"
-    exact = keras.ops.convert_to_tensor(kernel @ (np.eye(tiny.HIDDEN, dtype="float32") + delta))
+    matrix = np.eye(tiny.HIDDEN, dtype="float32") + delta / np.sqrt(np.float32(tiny.HIDDEN))
+    exact = keras.ops.convert_to_tensor(kernel @ matrix)
     once = connected.to_numpy(keras.ops.cast(exact, "bfloat16"))
     np.testing.assert_allclose(connected.to_numpy(merged), once, rtol=2**-8)
 

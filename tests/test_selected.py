@@ -38,8 +38,7 @@ def draw(model, seed=0, transform=True):
     rng, layers = np.random.default_rng(seed), model.connection_layers()
     layers["layer_selector"].kernel.assign(rng.normal(size=(D, L)).astype("float32"))
     if transform:
-        delta = 0.3 * rng.normal(size=(D, D))
-        layers["pooled_transform"].delta.assign(delta.astype("float32"))
+        layers["pooled_transform"].assign(np.eye(D) + 0.3 * rng.normal(size=(D, D)))
     return model
 
 

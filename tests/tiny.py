@@ -124,6 +124,8 @@ def fill(model, seed, scale=0.2):
         value = rng.normal(0.0, scale, variable.shape)
         if "norm" in variable.path and not variable.path.endswith("bias"):
             value = 1.0 + 0.1 * value
+        if variable.path.endswith("/delta"):  # of a transform, W = I + delta / sqrt(d)
+            value *= np.sqrt(variable.shape[0])
         variable.assign(value.astype("float32"))
 
 

@@ -67,7 +67,13 @@ class Experiment:
 
     def __post_init__(self) -> None:
         if self.recipe != UNTUNED:
-            self.resolve()  # the recipe is known, and its connection takes the options
+            recipe = self.resolve()  # the recipe is known, and its connection takes the options
+            connection = recipe.connection and recipe.connection()
+            if self.finish == "refit" and getattr(connection, "transform", None) != "linear":
+                raise ValueError(
+                    "`finish` can be 'refit' for a connection with transform='linear' alone, which "
+                    f"has a closed form. Received: recipe={self.recipe!r}, connection={connection}"
+                )
         tasks.get(self.task)
         if "en" not in self.languages or len(set(self.languages)) < len(self.languages):
             raise ValueError(

@@ -11,14 +11,16 @@ TRANSFORMS = ("linear", "low_rank", "mlp")
 class TransformMatrix(keras.layers.Layer):
     """Stands in for the connection when no pivot is at hand.
 
-        "linear":    T = f W,  W = I + D                      D: (d, d)
+        "linear":    T = f W,  W = I + D / sqrt(d)            D: (d, d)
         "low_rank":  T = f W,  W = I + U V                    U: (d, rank), V: (rank, d)
         "mlp":       T = f + gelu(f U) V                      U: (d, rank), V: (rank, d)
 
     All three are the identity at the start (`D` and `V` are zero), so that an untrained
     connection changes nothing. `D` and not `W` is the weight, so that weight decay pulls
-    the transform towards the identity and not towards zero. The first two are matrices,
-    which `merge()` folds into the projection before them; `"mlp"` is not.
+    the transform towards the identity and not towards zero. Adam moves each entry of a weight
+    by about the learning rate: without the root, `W` would run ahead of the kernel that it is
+    folded into (`examples/LOG.md` has what that costs). The first two are matrices, which
+    `merge()` folds into the projection before them; `"mlp"` is not.
 
     Args:
         kind: `"linear"`, `"low_rank"` or `"mlp"`.
@@ -53,6 +55,7 @@ class TransformMatrix(keras.layers.Layer):
 
     def build(self, input_shape):
         dim = input_shape[-1]
+        self._scale = dim**-0.5
         if self.kind == "linear":
             # Made with `trainable=False`, the layer is fitted in closed form, and stays out of
             # training whatever is frozen and thawed around it.
@@ -67,7 +70,7 @@ class TransformMatrix(keras.layers.Layer):
 
     def call(self, inputs):
         if self.kind == "linear":
-            return inputs + ops.matmul(inputs, self.delta)
+            return inputs + self._scale * ops.matmul(inputs, self.delta)
         inner = ops.matmul(inputs, self.down)
         if self.kind == "mlp":
             inner = keras.activations.gelu(inner)
@@ -90,10 +93,15 @@ class TransformMatrix(keras.layers.Layer):
                 f'`"low_rank"`. Received: transform={self.kind!r}'
             )
         if self.kind == "linear":
-            delta = _float32(self.delta)
+            delta = self._scale * _float32(self.delta)
         else:
             delta = _float32(self.down) @ _float32(self.up)
         return np.eye(delta.shape[0], dtype="float32") + delta
+
+    def assign(self, matrix):
+        """Makes `W` this matrix `(d, d)`; for `"linear"` alone."""
+        # Before it is rounded to float32: a small change would be lost beside the 1.
+        self.delta.assign(((matrix - np.eye(len(matrix))) / self._scale).astype("float32"))
 
     def get_config(self):
         config = super().get_config()

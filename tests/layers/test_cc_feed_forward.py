@@ -77,7 +77,7 @@ def transformed(layer, f):
     if layer.transform is None:
         return f
     if layer.transform == "linear":
-        return f + f @ w["transform_matrix/delta"]
+        return f + f @ w["transform_matrix/delta"] / np.sqrt(f.shape[-1])
     return f + f @ w["transform_matrix/down"] @ w["transform_matrix/up"]
 
 

@@ -54,7 +54,7 @@ class TestValues:
 
     def test_linear(self):
         layer = filled("linear")
-        matrix = np.eye(DIM) + weights(layer)["delta"]
+        matrix = np.eye(DIM) + weights(layer)["delta"] / math.sqrt(DIM)
         result = ops.convert_to_numpy(layer(inputs()))
         np.testing.assert_allclose(result, inputs() @ matrix, rtol=1e-4, atol=1e-5)
 
