@@ -140,7 +140,7 @@ class _FusedSamples:
         scope = passes.connected(model, inputs, passes.pivot(model, inputs))
         scope.samples = []
         passes.run(model, inputs, scope)
-        where = scope.mask
+        where = ops.logical_and(scope.mask, ops.any(scope.pivot.mask, axis=1, keepdims=True))
         if self.at_last:
             real = ops.cast(inputs["padding_mask"], "bool")
             last = pairing.last_prompt(real, inputs["answer_mask"])

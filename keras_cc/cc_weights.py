@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-FORMAT = 1
+FORMAT = 2
 # Options that other weights, or another use of them, come from.
 _OPTIONS = {"gate", "transform", "rank", "layers", "alignment", "sink_tokens", "site"}
 _BACKBONE_FACTS = ("num_layers", "hidden_dim", "intermediate_dim", "vocabulary_size")

@@ -146,6 +146,7 @@ def fit(model, rows=ROWS, **options):
     "options, positions",
     [
         ({}, None),
+        ({"without_pivot": "align"}, None),
         ({}, "last"),
         ({"alignment_error": "plain"}, "all"),
         ({"alignment_error": "plain", "alignment": "last"}, "last"),

@@ -1,20 +1,27 @@
 """Cells of a comparison: their keys, what they hold, and a run that is killed and goes on."""
 
 import dataclasses
+import importlib
 import json
 import math
+import os
 
+import connected
 import numpy as np
 import pytest
 from test_examples import tiny_load
 
 import keras_cc
 import keras_cc.demo
-from keras_cc import comparison, recipes
+from keras_cc import comparison, passes, recipes
 from keras_cc.comparison import UNTUNED, Cells, Experiment
+from keras_cc.connections import FusedConnection
+from keras_cc.report.grouping import VERSION
 
 pytest.importorskip("babel", reason="the CLDR set needs babel")
 pytest.importorskip("scipy", reason='keras_cc.evaluation needs "keras-cc[evaluation]"')
+
+running = importlib.import_module("keras_cc.comparison.run")  # the package has a function `run`
 
 SMALL = {
     "model": "demo:tiny",
@@ -38,7 +45,7 @@ def fake_cell(experiment):
     hits = {lang: draw.integers(0, 2, 4).astype(float).tolist() for lang in experiment.languages}
     nats = {lang: draw.random(4).tolist() for lang in experiment.languages}
     return {
-        "version": 1,
+        "version": VERSION,
         "key": experiment.key,
         "name": experiment.name,
         "config": experiment.config,
@@ -54,6 +61,13 @@ def fake_cell(experiment):
         "rows": {"train": 12, "held_out": 6},
         "machine": {"backend": "jax", "cores": 2, "processor": "x", "keras": "3", "keras_hub": "0"},
     }
+
+
+def killed_or_kept(experiment, folder):
+    """Instead of training, in the process of a cell."""
+    if experiment.recipe == "cc":
+        os._exit(9)
+    Cells(folder / "cells").add(experiment, fake_cell(experiment))
 
 
 def some_experiments():
@@ -154,7 +168,8 @@ class TestRows:
         assert sorted({r["id"] for r in rows["held_out"]}) == [16, 17, 18, 19]
         assert [r["id"] for r in rows["scored"]["tr"]] == list(range(20, 26))
         chosen = comparison.rows.load_rows(dataclasses.replace(experiment, score_on="held_out"))
-        assert [r["id"] for r in chosen["scored"]["tr"]] == [16, 17, 18, 19]
+        assert [r["id"] for r in chosen["held_out"] if r["lang"] == "tr"] == [16, 18]
+        assert [r["id"] for r in chosen["scored"]["tr"]] == [17, 19]
 
     @pytest.mark.parametrize(
         ("count", "expected"), [(0, [0, 1, 2, 3]), (2, [0, 2]), (9, [0, 1, 2, 3])]
@@ -203,6 +218,14 @@ class TestResuming:
         cells = Cells(tmp_path / "cells")
         assert [e.recipe for e in experiments if e not in cells] == ["sft", "sft"]
 
+    def test_a_process_that_is_killed_takes_no_other_with_it(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(comparison.cells, "_run_and_keep", killed_or_kept)
+        experiments = [Experiment(recipe, **SMALL) for recipe in ("cc", "sft", "dft")]
+        with pytest.raises(RuntimeError, match=r"1 of 3 cells failed.*\n.*cc, seed 0"):
+            comparison.run_all(experiments, tmp_path, workers=1, verbose=0)
+        cells = Cells(tmp_path / "cells")
+        assert [e.recipe for e in experiments if e in cells] == ["sft", "dft"]
+
     def test_an_unfinished_file_is_no_cell(self, tmp_path):
         cells, experiment = Cells(tmp_path), Experiment(**SMALL)
         cells.path(experiment).with_suffix(".123.part").write_text("{")
@@ -239,6 +262,43 @@ class TestRun:
         mergeable = recipe in ("sft", "cc")
         assert (cell["parameters"]["extra"] == 0) == (mergeable or recipe == "xtransplant")
         assert (cell["inference"]["ratio"] == 1.0) == mergeable
+
+    @pytest.mark.parametrize(
+        ("recipe", "steps"), [("translation_sft", 6), ("distilled_sft", 3), ("contrastive", 6)]
+    )
+    def test_gold_rows_are_whole_and_the_task_has_its_epochs(
+        self, recipe, steps, tiny_demo, tmp_path
+    ):
+        cell = comparison.run(Experiment(recipe, **SMALL), answers=tmp_path, verbose=0)
+        # An untrained model's own answers have no end.
+        assert (cell["rows"]["truncated"] == 0) == (recipe != "distilled_sft")
+        assert cell["steps"] == steps
+        assert len(list(tmp_path.glob("english_answers_*.jsonl"))) == (recipe == "distilled_sft")
+
+    @pytest.mark.parametrize(
+        ("connection", "passes_of_user"),
+        [(None, 1), ("selected", 2), (FusedConnection(transform="mlp"), 1)],
+    )
+    def test_the_stock_pass_is_the_model_as_it_came(self, connection, passes_of_user, monkeypatch):
+        model = connected.text_model("llama3", connection)
+        connected.train_connection(model)
+        x, y, sample_weight = model.preprocessor(connected.ROWS)
+        inputs = {**x, "y": y, "sample_weight": sample_weight}
+        inputs["answer_positions"] = np.argmax(x["answer_mask"], axis=1)[:, None].astype("int32")
+        runs, plain = [], passes.run
+        monkeypatch.setattr(passes, "run", lambda *a, **k: runs.append(0) or plain(*a, **k))
+        users = passes.answer_nats(model, inputs, passes.user)
+        assert len(runs) == passes_of_user
+        stock = passes.answer_nats(model, inputs, running._stock_pass(model))
+        assert len(runs) == passes_of_user + 1
+        as_it_came = connected.text_model("llama3", None)
+        expected = passes.answer_nats(as_it_came, inputs, passes.user)
+        for name, value in expected.items():
+            np.testing.assert_allclose(
+                connected.to_numpy(stock[name]), connected.to_numpy(value), rtol=1e-4
+            )
+        differs = np.abs(connected.to_numpy(users["nats"]) - connected.to_numpy(stock["nats"]))
+        assert (differs.max() > 1e-4) == (connection is not None)
 
     def test_the_same_seed_gives_the_same_scores(self, tiny_demo):
         first, again, other = (

@@ -443,9 +443,9 @@ def test_weights_that_do_not_fit_are_refused_with_nothing_changed(ending, tmp_pa
     with open(path + ".json", "r+", encoding="utf-8") as file:
         options = json.load(file)
         file.seek(0)
-        json.dump({**options, "format": 2}, file)
+        json.dump({**options, "format": 1}, file)
         file.truncate()
-    not_loaded(model, path, r"`path` must be of format 1.*Received: format=2")
+    not_loaded(model, path, r"`path` must be of format 2.*Received: format=1")
     os.unlink(path + ".json")
     not_loaded(model, path, r"must be what `save_cc_weights` wrote. Received: no .*json")
     os.unlink(path)

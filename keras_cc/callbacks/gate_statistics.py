@@ -71,7 +71,7 @@ class GateStatistics(Periodic):
         atlas = self._probe.measure()
         self.layers, self._by_dimension = atlas.layers, atlas.gate_by_dimension
         maps = {name: getattr(atlas, name) for name in ("gate", "alignment_error", "selected")}
-        return {name: of[""].tolist() for name, of in maps.items() if of is not None}
+        return {name: of[""].tolist() for name, of in maps.items() if of}
 
     def on_epoch_end(self, epoch, logs=None):
         super().on_epoch_end(epoch, logs)

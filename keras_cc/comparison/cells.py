@@ -5,12 +5,13 @@ killed goes on where it was, and nothing is measured twice.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
-import hashlib
 import json
 import multiprocessing
 import os
 import pathlib
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,6 +20,9 @@ import numpy as np
 
 from keras_cc.comparison.experiment import UNTUNED, Experiment
 from keras_cc.comparison.run import run
+
+# Their answers go to one file.
+_DISTILLING = threading.Lock()
 
 
 class Cells:
@@ -100,9 +104,11 @@ def run_all(
     Example:
 
     ```python
-    experiments = [Experiment(recipe, seed=seed) for recipe in ("sft", "cc") for seed in range(3)]
-    cells = keras_cc.comparison.run_all(experiments, "runs/compare")
-    keras_cc.report.write(cells, "runs/compare")
+    if __name__ == "__main__":  # cells are processes that import this file
+        recipes, seeds = ("sft", "cc"), range(3)
+        experiments = [Experiment(recipe, seed=seed) for recipe in recipes for seed in seeds]
+        cells = keras_cc.comparison.run_all(experiments, "runs/compare")
+        keras_cc.report.write(cells, "runs/compare")
     ```
     """
     folder = pathlib.Path(folder)
@@ -141,12 +147,9 @@ def _finished(missing, folder, workers):
             except Exception as error:
                 yield experiment, error
         return
-    spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(
-        workers, mp_context=spawn, max_tasks_per_child=1
-    ) as pool:
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         futures = {
-            pool.submit(_run_and_keep, experiment, folder): experiment for experiment in missing
+            pool.submit(_run_apart, experiment, folder): experiment for experiment in missing
         }
         try:
             for future in concurrent.futures.as_completed(futures):
@@ -156,10 +159,19 @@ def _finished(missing, folder, workers):
             raise
 
 
+def _run_apart(experiment, folder):
+    """In a process, and in a pool, of its own: one that is killed takes no other with it."""
+    spawn = multiprocessing.get_context("spawn")
+    distils = experiment.recipe != UNTUNED and experiment.resolve().augment == "distillation"
+    with (
+        _DISTILLING if distils else contextlib.nullcontext(),
+        concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool,
+    ):
+        pool.submit(_run_and_keep, experiment, folder).result()
+
+
 def _run_and_keep(experiment, folder):
-    name = hashlib.sha256(f"{experiment.model} {experiment.task}".encode()).hexdigest()[:8]
-    answers = folder / f"english_answers_{name}.jsonl"
-    Cells(folder / "cells").add(experiment, run(experiment, answers=answers, verbose=0))
+    Cells(folder / "cells").add(experiment, run(experiment, answers=folder, verbose=0))
 
 
 def _line(cell):

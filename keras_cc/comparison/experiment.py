@@ -1,7 +1,9 @@
 import ast
 import dataclasses
+import functools
 import hashlib
 import json
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,9 +11,8 @@ import keras
 
 from keras_cc import recipes
 from keras_cc.evaluation import tasks
+from keras_cc.report.grouping import VERSION
 
-#: Of a cell's JSON; another version is another key.
-VERSION = 1
 #: The name of the model as it came, among the recipes.
 UNTUNED = "untuned"
 
@@ -135,7 +136,12 @@ class Experiment:
     @property
     def key(self) -> str:
         """16 hex digits that stand for the whole configuration, a recipe's defaults included."""
-        facts = {"version": VERSION, "backend": keras.backend.backend(), **self.config}
+        facts = {
+            "version": VERSION,
+            "backend": keras.backend.backend(),
+            "data_digest": _data_digest(self.task, self.data, tuple(self.languages)),
+            **self.config,
+        }
         if self.recipe == UNTUNED:  # nothing is trained
             facts = {name: value for name, value in facts.items() if name not in _TRAINING}
         else:
@@ -168,3 +174,17 @@ _TRAINING = (
     "lora_rank",
     "translation_share",
 )
+
+
+@functools.lru_cache(maxsize=64)
+def _data_digest(task, folder, languages):
+    """Of the rows' files, as they are; None where there are none."""
+    name = tasks.get(task).folder
+    if name is None or folder is None:
+        return None
+    digest = hashlib.sha256()
+    for split in ("train", "dev"):
+        for language in languages:
+            file = pathlib.Path(folder) / split / name / f"{language}.jsonl"
+            digest.update(file.read_bytes() if file.exists() else b"")
+    return digest.hexdigest()

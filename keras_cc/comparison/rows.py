@@ -28,10 +28,16 @@ def load_rows(experiment: Experiment) -> dict[str, Any]:
         last = set(ids[len(ids) * 4 // 5 :])
         held_out = {k: [r for r in rows if str(r["id"]) in last] for k, rows in train.items()}
         train = {k: [r for r in rows if str(r["id"]) not in last] for k, rows in train.items()}
-    scored = dev if experiment.score_on == "dev" else held_out
+    scored, share = dev, 1
+    if experiment.score_on == "held_out":
+        share = 2  # of the rows, one half chooses at most
+    chosen = {k: spread(rows, min(HELD_OUT, len(rows) // share)) for k, rows in held_out.items()}
+    if experiment.score_on == "held_out":
+        ids = {row["id"] for rows in chosen.values() for row in rows}
+        scored = {k: [r for r in rows if r["id"] not in ids] for k, rows in held_out.items()}
     return {
         "train": [r for rows in train.values() for r in spread(rows, experiment.train_rows)],
-        "held_out": [r for rows in held_out.values() for r in spread(rows, HELD_OUT)],
+        "held_out": [row for rows in chosen.values() for row in rows],
         "scored": {k: spread(rows, experiment.dev_rows) for k, rows in scored.items()},
     }
 

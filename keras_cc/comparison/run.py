@@ -2,11 +2,14 @@
 
 Notable choices:
 
-- What is scored is the user's language alone, transforms and interventions on.
+- What is scored is the user's language alone, transforms and interventions on; an intervention
+  that reads the English prompt is given it.
 - All recipes get the same rows, epochs, batch size and schedule; one that makes more rows of them
   trains longer, and the cell says how long.
 """
 
+import hashlib
+import json
 import math
 import os
 import pathlib
@@ -17,16 +20,19 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 
 from keras_cc import pairing
 from keras_cc.cc_causal_lm import CCCausalLM
 from keras_cc.comparison.experiment import UNTUNED, VERSION, Experiment
 from keras_cc.comparison.rows import load_rows, spread
 from keras_cc.compiled import Compiled
+from keras_cc.connections import FusedConnection
+from keras_cc.data import augment_with_translation
 from keras_cc.evaluation import atlas, tasks
 from keras_cc.evaluation.metrics import first_line
 from keras_cc.evaluation.scorer import Scorer
-from keras_cc.passes import answer_nats, monolingual, user
+from keras_cc.passes import answer_nats, user
 from keras_cc.preprocessing import CCPreprocessor
 
 
@@ -35,7 +41,7 @@ def run(experiment: Experiment, answers: Any = None, verbose: "int | str" = "aut
 
     Args:
         experiment: an `Experiment`.
-        answers: path of the file that keeps the answers of a distillation, or None.
+        answers: folder that keeps the answers of a distillation, or None.
         verbose: 0 for no progress bars.
 
     Returns:
@@ -97,14 +103,18 @@ def run(experiment: Experiment, answers: Any = None, verbose: "int | str" = "aut
         "parameters": parameters,
         "inference": _inference_cost(model, rows["scored"]),
         "atlas": _atlas(model, rows["scored"], experiment.batch_size, verbose),
-        "rows": {"train": len(rows["train"]), "held_out": len(rows["held_out"])},
+        "rows": {
+            "train": len(rows["train"]),
+            "held_out": len(rows["held_out"]),
+            "truncated": model.preprocessor.truncated_count,
+        },
         "machine": _machine(),
     }
 
 
 def english_perplexity(scorer: Scorer, rows: Mapping[str, Sequence[Any]], count: int = 64) -> float:
     """Perplexity a token of English prompts, `exp(mean nats)`, in the path that a user gets."""
-    texts = list(dict.fromkeys(row["instruction_en"] for row in rows["en"]))
+    texts = list(dict.fromkeys(row["instruction"] for row in rows["en"]))
     ids = [ids for ids in scorer.prompt_ids(spread(texts, count)) if len(ids) > 1]
     intervention = scorer.model.intervention
     reads_pivot = intervention is not None and intervention.needs_pivot
@@ -120,11 +130,15 @@ def _train(model, experiment, rows, answers, verbose):
     model.compile(sampler="greedy")  # a distillation asks before there is an optimizer
     options = {}
     if recipe.augment == "distillation":
-        options = {"cache": answers, "clean": first_line, "batch_size": 16, "verbose": bool(bars)}
+        cache = None if answers is None else pathlib.Path(answers) / _answers_file(experiment)
+        options = {"cache": cache, "clean": first_line, "batch_size": 16, "verbose": bool(bars)}
     if recipe.augment == "translation":
         options = {"share": experiment.translation_share}
     train = recipe.data(model, rows["train"], **options)
-    steps = experiment.epochs * -(-len(train) // experiment.batch_size)
+    # Where an objective takes turns with the task, the task has its epochs all the same.
+    turns = 2 if any(objective.alternating for objective in model.objectives) else 1
+    epochs = turns * experiment.epochs
+    steps = epochs * -(-len(train) // experiment.batch_size)
     warmup = max(1, steps // 10)
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0, max(1, steps - warmup), warmup_target=experiment.learning_rate, warmup_steps=warmup
@@ -134,7 +148,7 @@ def _train(model, experiment, rows, answers, verbose):
     history = model.fit(
         train,
         batch_size=experiment.batch_size,
-        epochs=experiment.epochs,
+        epochs=epochs,
         seed=experiment.seed,
         validation_data=rows["held_out"],
         verbose=bars,
@@ -161,14 +175,29 @@ def _train(model, experiment, rows, answers, verbose):
     return trained
 
 
+def _answers_file(experiment):
+    """One for all seeds: before training the model is the same, but for LoRA's first matrices."""
+    names = ("model", "task", "data", "languages", "template", "max_length", "train_rows")
+    names += ("dev_rows", "score_on", "train", "lora_rank")
+    facts = [experiment.config[name] for name in names]
+    facts += [experiment.seed] if experiment.train == "lora" else []
+    digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
+    return f"english_answers_{digest}.jsonl"
+
+
 def _preprocessor(experiment, inner, rows):
     """With room for the longest row, so that nothing is cut; widths are multiples of 8."""
     own = CCPreprocessor(inner, template=experiment.template)
     every = [*rows["train"], *rows["held_out"], *(r for k in rows["scored"].values() for r in k)]
+    augment = None if experiment.recipe == UNTUNED else experiment.resolve().augment
+    if augment == "translation":
+        every += augment_with_translation(rows["train"], share=experiment.translation_share)
     prompts = own.prompt_ids([row["instruction"] for row in every])
     answers = own.answer_ids([row["output"] for row in every])
-    pivots = own.prompt_ids([row["instruction_en"] for row in every])
+    pivots = own.prompt_ids([row.get("instruction_en") or row["instruction"] for row in every])
     longest = max(len(p) + len(a) + 1 for p, a in zip(prompts, answers, strict=True))
+    if augment == "distillation":  # any answer may come to stand under any prompt
+        longest = max(map(len, prompts)) + max(map(len, answers)) + 1
     return CCPreprocessor(
         inner,
         max_length=experiment.max_length or -(-longest // 8) * 8,
@@ -184,8 +213,8 @@ def _inference_cost(model, rows, turns=5):
     batch = [row for language in rows.values() for row in language][:8]
     x, y, sample_weight = model.preprocessor(batch)
     positions = np.argmax(x["answer_mask"], axis=1)[:, None]
+    positions = positions.astype("int32")
     inputs = {**x, "y": y, "sample_weight": sample_weight, "answer_positions": positions}
-    inputs["answer_positions"] = positions.astype("int32")
     passes = [
         Compiled(model, lambda inputs, make=make: answer_nats(model, inputs, make))
         for make in (user, _stock_pass(model))
@@ -203,12 +232,15 @@ def _inference_cost(model, rows, turns=5):
 
 
 def _stock_pass(model):
-    return (lambda model, inputs: pairing.Pass()) if model.connection is None else monolingual
+    """The pass of the model as it came: layers of a fused connection give what is inside them."""
+    if isinstance(model.connection, FusedConnection):
+        return lambda model, inputs: pairing.PivotPass(ops.cast(inputs["padding_mask"], "bool"))
+    return lambda model, inputs: pairing.Pass()
 
 
 def _own_parameters(model):
     layers = model.connection_layers().values()
-    return sum(math.prod(v.shape) for layer in layers for v in layer.variables)
+    return sum(math.prod(v.shape) for layer in layers for v in layer.weights)
 
 
 def _atlas(model, rows, batch_size, verbose):

@@ -183,15 +183,18 @@ class ConnectionProbe:
         scope.dimension_sums = []
         passes.run(model, inputs, scope)
         outputs = self.connection.outputs(scope)
+        # With without_pivot="align" rows without a pivot have an error too.
+        rows = ops.cast(ops.any(scope.pivot.mask, axis=1), "float32")
         found = {
-            "rows": ops.cast(outputs["alignment_tokens"] > 0, "float32"),
+            "rows": rows,
             "gate": ops.stack(scope.gate_sums, axis=1),
             "gate_by_dimension": ops.stack(scope.dimension_sums, axis=1),
             "gate_tokens": outputs["gate_tokens"],
-            "alignment_tokens": outputs["alignment_tokens"],
+            "alignment_tokens": rows * outputs["alignment_tokens"],
         }
         if scope.alignment_errors:
-            found["alignment_error"] = ops.stack(scope.alignment_errors, axis=1)
+            errors = ops.stack(scope.alignment_errors, axis=1)
+            found["alignment_error"] = rows[:, None] * errors
         return found
 
     def _atlas(self, sums):

@@ -33,6 +33,8 @@ _SPACELESS = re.compile(
 )  # Thai, Lao, Burmese, Khmer, kana, Han
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _NUMBER = re.compile(
+    # India's groups (1,50,000), those of three, and plain digits.
+    r"\d{1,2}(?P<lakh>,)(?:\d{2},)+\d{3}(?!\d)(?:\.\d+)?|"
     r"\d{1,3}(?:(?P<group>[ ,.'’\u066c])\d{3}(?!\d))(?:(?P=group)\d{3}(?!\d))*"
     r"(?:(?!(?P=group))[.,\u066b]\d+)?|\d+(?:[.,\u066b]\d+)?"
 )
@@ -283,7 +285,8 @@ def _checked(answers: Sequence[str]) -> list[str]:
 def last_number(text: str, language: str | None = None) -> float | None:
     """Reads the last number of a text, in the digits of any script.
 
-    Digits in groups of three are one number: 1,000, 1 000, 1'000, ١٬٠٠٠. A single comma before
+    Digits in groups of three are one number: 1,000, 1 000, 1'000, ١٬٠٠٠, and so are India's,
+    1,50,000. Superscripts are no digits. A single comma before
     three digits groups them, and a single point is a decimal point, except in the languages of
     `DECIMAL_COMMA`, where it is the other way round. Numerals in words or in Chinese characters
     are not read.
@@ -304,6 +307,8 @@ def last_number(text: str, language: str | None = None) -> float | None:
         return None
     decimal = "," if _base(language) in DECIMAL_COMMA else "."
     digits, group = found[0], found["group"]
+    if found["lakh"]:
+        digits = digits.replace(",", "")
     # One group behind the decimal sign is a fraction: 1.500 in English, 1,500 in German. With
     # another sign after it (1.234,5) it is none, whatever the language.
     rest = digits.replace(group, "") if group else digits
@@ -315,36 +320,15 @@ def last_number(text: str, language: str | None = None) -> float | None:
     return -float(digits) if negative else float(digits)
 
 
-def option(prediction: str, options: Sequence[str]) -> str | None:
-    """Reads which option a text names: "(2)" or a bare "2", and no other option beside it.
-
-    A bare option stands apart from letters with a case and from digits, so that "A" is not in
-    "Apple" nor "1" in "12", and "答案是B" names B. Case counts ("a dog" is not option A).
-
-    Args:
-        prediction: string.
-        options: list of strings, such as `["1", "2", "3"]`.
-
-    Returns:
-        The option, or None where the text names none or several.
-
-    Example: `option("The answer is (2).", ["1", "2", "3"])  # "2"`
-
-    Source: the option accuracy of CC-Tuning's XNLI, XStoryCloze and MMMLU.
-    """
-    text = _western_digits(prediction)
-    named = [name for name in _checked(options) if _names(text, name)]
-    return named[0] if len(named) == 1 else None
-
-
 def _western_digits(text: str) -> str:
-    digits = ((unicodedata.decimal(c, None), c) for c in unicodedata.normalize("NFKC", text))
-    return "".join(c if digit is None else str(digit) for digit, c in digits)
+    return "".join(_western(char) for char in text)
 
 
-def _names(text: str, name: str) -> bool:
-    for match in re.finditer(re.escape(name), text):
-        around = text[: match.start()][-1:], text[match.end() :][:1]
-        if all(not c or unicodedata.category(c) not in ("Lu", "Ll", "Lt", "Nd") for c in around):
-            return True
-    return False
+def _western(char: str) -> str:
+    digit = unicodedata.decimal(char, None)
+    if digit is not None:
+        return str(digit)
+    if unicodedata.category(char) == "Zs":
+        return " "
+    # Full-width signs; but not what is a digit in another place, as in m\u00b2.
+    return unicodedata.normalize("NFKC", char) if "\uff00" <= char <= "\uff0f" else char

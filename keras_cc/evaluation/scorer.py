@@ -93,7 +93,10 @@ class Scorer:
     @property
     def max_length(self) -> "int | None":
         """Tokens that the model has positions for, or None where its positions have no end."""
-        return getattr(self.model.causal_lm.backbone, "max_sequence_length", None)
+        backbone = self.model.causal_lm.backbone
+        # GPT-NeoX has the number too, and rotary positions, which have no end.
+        is_table = any("position_embedding" in weight.path for weight in backbone.weights)
+        return getattr(backbone, "max_sequence_length", None) if is_table else None
 
     def prompt_ids(self, prompts: Sequence[str]) -> list[list[int]]:
         """The ids of prompts under the preprocessor's template, with the start token."""
@@ -215,6 +218,10 @@ class Scorer:
             piece = slice(first, first + LOGITS_AT_ONCE)
             inputs[f"positions_{number}"] = positions[:, piece]
             inputs[f"labels_{number}"] = labels[:, piece]
+        intervention = self.model.intervention
+        if intervention is not None:  # as they are now, and not when this was compiled
+            swept = np.asarray(intervention.swept(), "float32")
+            inputs["intervention_options"] = np.tile(swept, (self.batch_size, 1))
         if has_pivots:
             ids, mask = self._filled([row.pivot for row in batch])
             inputs |= {"pivot_token_ids": ids, "pivot_padding_mask": mask}

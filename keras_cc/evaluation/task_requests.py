@@ -169,7 +169,7 @@ def _lower_first(text, language):
     return first.lower() + text[1:]
 
 
-def ending_requests(preprocessor, examples):
+def ending_requests(preprocessor, examples, reads_pivot=False):
     plain = TemplateTokenizer(
         preprocessor.preprocessor, None, add_start_token=preprocessor.add_start_token
     )
@@ -179,7 +179,7 @@ def ending_requests(preprocessor, examples):
         space = "" if example.language in _SPACELESS else " "
         context, *whole = plain.prompt_ids([story, *(story + space + e for e in endings)])
         pivot = None
-        if example.pivot:
+        if reads_pivot and example.pivot:
             (pivot,) = plain.prompt_ids([_story(example.pivot, "en", example.name)[0]])
         for ids in whole:
             # Tokens may span the seam: what the ending changed of the story is scored with it.

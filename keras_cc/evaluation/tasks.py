@@ -303,11 +303,18 @@ def evaluate(
     scorer = _checked_scorer(model, scorer, batch_size, verbose)
     model, preprocessor = scorer.model, scorer.preprocessor
     for name, value in (("max_new_tokens", max_new_tokens), ("limit", limit)):
-        if value is not None and (isinstance(value, bool) or not value >= 1):
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, int) or value < 1
+        ):
             raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
     max_new_tokens = max_new_tokens or task.max_new_tokens or 40
     if task.kind == "generate":
         _check_greedy(model)
+        if scorer.preprocessor is not model.preprocessor:
+            raise ValueError(
+                "`scorer` must have the model's own preprocessor, which answers are generated "
+                f"with. Received: another one, {scorer.preprocessor!r}"
+            )
     if not isinstance(rows, Mapping) or not rows:
         raise ValueError(
             "`rows` must be a dict from language to a list of rows, as `load` gives it. "
@@ -325,7 +332,7 @@ def evaluate(
     if task.kind == "options":
         requests += option_requests(preprocessor, task, examples)
     elif task.kind == "endings":
-        requests += ending_requests(preprocessor, examples)
+        requests += ending_requests(preprocessor, examples, reads_pivot)
     pivots = [request.pivot for request in requests] if reads_pivot else None
     found = scorer.log_likelihoods([(r.context, r.continuation) for r in requests], pivots)
     for request, likelihood in zip(requests, found, strict=True):

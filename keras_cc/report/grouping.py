@@ -4,7 +4,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-VERSION = 1
+#: Of a cell's JSON, and of what its figures mean; `keras_cc.comparison` writes it.
+VERSION = 2
 PIVOT = "en"
 _NEEDED = ("name", "config", "metric", "items", "scores")
 _SHARED = ("model", "task", "languages", "metric")  # one report is about one of each

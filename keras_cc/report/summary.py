@@ -13,6 +13,7 @@ from keras_cc.report.grouping import PIVOT, VERSION
 
 CONFIDENCE = 0.95
 AVERAGE = "average"
+UNTUNED = "untuned"
 LIKELIHOOD = "nll"
 
 
@@ -123,11 +124,15 @@ def _scores(group, baseline, languages, metric, notes):
     }
     if baseline is not None:
         name, against = group[0]["name"], baseline[0]["name"]
-        seeds = [s for s in grouping.seeds(group) if s in grouping.seeds(baseline)]
+        own, theirs = grouping.seeds(group), grouping.seeds(baseline)
+        if against == UNTUNED:  # no seed has changed it: its one cell is compared with all
+            seeds, theirs_of = own, theirs
+        else:
+            seeds = theirs_of = [seed for seed in own if seed in theirs]
         if not seeds:
             notes.append(f"{name} and {against} share no seed: their difference is left out.")
         else:
-            if {*grouping.seeds(group), *grouping.seeds(baseline)} != {*seeds}:
+            if against != UNTUNED and {*own, *theirs} != {*seeds}:
                 notes.append(
                     f"{name} and {against} have different seeds: their difference is over the "
                     f"shared ones, {listed(seeds)}; each mean is over all of the method's own."
@@ -137,7 +142,7 @@ def _scores(group, baseline, languages, metric, notes):
                 part: _fields(
                     statistics.compare(
                         _arrays(group, of, metric, seeds),
-                        _arrays(baseline, of, metric, seeds),
+                        _arrays(baseline, of, metric, theirs_of),
                         ids[part],
                         confidence=CONFIDENCE,
                     ),
@@ -199,6 +204,15 @@ def _notes(groups, baseline, own, cells):
     }  # those are in the name
     if differing:
         notes.append(f"The methods also differ in: {listed(sorted(differing))}.")
+    cut = {
+        name: sum(c.get("rows", {}).get("truncated", 0) for c in g) for name, g in groups.items()
+    }
+    if any(cut.values()):
+        counts = [f"{name} ({count:,})" for name, count in cut.items() if count]
+        notes.append(
+            "Rows whose prompts were cut on their left, since they did not fit, counted each time "
+            f"that they were read: {listed(counts)}."
+        )
     if len(grouping.machines(cells)) > 1:
         notes.append("The cells ran on different machines: compare no times.")
     return notes

@@ -11,9 +11,8 @@ from typing import Any
 
 from keras_cc.report.grouping import PIVOT
 from keras_cc.report.languages import english_name
-from keras_cc.report.summary import AVERAGE, LIKELIHOOD, listed, part_of, verdict
+from keras_cc.report.summary import AVERAGE, LIKELIHOOD, UNTUNED, listed, part_of, verdict
 
-UNTUNED = "untuned"
 MISSING = "–"
 _MINUS = "\N{MINUS SIGN}"
 

@@ -34,6 +34,7 @@ CASES = {
     "plain": {"alignment_error": "plain"},
     "one_layer": {"layers": [1]},
     "every_token": {"sink_tokens": 0},
+    "english_too": {"without_pivot": "align"},
 }
 
 

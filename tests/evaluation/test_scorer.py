@@ -134,6 +134,29 @@ class TestModels:
         with pytest.raises(ValueError, match=r"`requests` must have at most 21 ids.*18 \+ 4 ids"):
             scorer.log_likelihoods([(ids(18, 40), ids(4, 40))])
 
+    def test_rotary_positions_have_no_end(self):
+        stock = tiny.causal_lm("gpt_neo_x", max_sequence_length=8)
+        scorer = Scorer(stock, batch_size=1, verbose=0)
+        request = (ids(10, 40), ids(2, 40))
+        assert scorer.max_length is None
+        assert_scores(scorer.log_likelihoods([request]), by_hand(stock, [request]))
+
+    def test_an_intervention_whose_options_have_changed(self):
+        model = connected.text_model("llama3", None, with_preprocessor=True)
+        model.intervention = keras_cc.Incline(sigma=0.5)
+        for number, layer in enumerate(model.intervention.matrices.values()):
+            tiny.fill(layer, 20 + number, 0.5)
+        requests = [(ids(6, 40), ids(2, 40))]
+        extra = {"answer_mask": (np.arange(25) >= 5).astype("int32")[None]}
+        scorer = Scorer(model, batch_size=1, verbose=0)
+        found = []
+        for sigma in (0.5, -0.5):
+            model.intervention.sigma = sigma  # as `keras_cc.search` does
+            found += scorer.log_likelihoods(requests)
+            model.forget_compiled()
+            assert_scores(found[-1:], by_hand(model, requests, **extra))
+        assert abs(found[0].total - found[1].total) > 1e-3
+
     def test_an_intervention_that_reads_the_pivot(self):
         model = connected.text_model("llama3", None, with_preprocessor=True)
         model.intervention = keras_cc.XTransplant(source_layer=0, target_layer=1)

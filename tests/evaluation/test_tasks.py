@@ -512,7 +512,8 @@ class TestBadInput:
         assert found.scores["accuracy"]["en"].tolist() == [1.0, 0.0]
 
     @pytest.mark.parametrize(
-        "options", [{"limit": 0}, {"batch_size": 0}, {"max_new_tokens": 0}, {"limit": True}]
+        "options",
+        [{"limit": 0}, {"batch_size": 0}, {"max_new_tokens": 0}, {"limit": True}, {"limit": 2.5}],
     )
     def test_options(self, shared, scorer, options):
         (name,) = options
@@ -529,6 +530,14 @@ class TestBadInput:
     def test_a_scorer_of_another_model(self, shared):
         with pytest.raises(ValueError, match="`scorer` must be of this model"):
             evaluate(shared, "xstorycloze", CHOICES, scorer=CannedScorer(make()))
+
+    def test_answers_are_generated_with_the_scorers_preprocessor(self, shared):
+        other = keras_cc.CCPreprocessor(
+            shared.preprocessor.preprocessor, template="Q: {instruction}"
+        )
+        scorer = Scorer(shared, other, verbose=0)
+        with pytest.raises(ValueError, match="`scorer` must have the model's own preprocessor"):
+            evaluate(shared, "mkqa", QUESTIONS, scorer=scorer, verbose=0)
 
     def test_without_a_preprocessor(self):
         stock = tiny.causal_lm("llama3")

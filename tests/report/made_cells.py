@@ -2,6 +2,8 @@
 
 import copy
 
+from keras_cc.report.grouping import VERSION
+
 LAYERS = [2, 3, 4, 5]
 MACHINE = {"backend": "jax", "cores": 2, "keras": "3.15.1"}
 
@@ -17,7 +19,7 @@ def cell(name="sft", seed=0, scores=None, repeat=10, config=None, **changes):
     """One cell; each score stands `repeat` times, for as many items. `changes` replace keys."""
     scores = {k: [float(s) for s in v] * repeat for k, v in (scores or SFT).items()}
     made = {
-        "version": 1,
+        "version": VERSION,
         "key": "0123456789abcdef",
         "name": name,
         "config": {

@@ -77,6 +77,23 @@ class TestScores:
         found = by_name(summarise(cells))["cc"]["difference"]["tr"]
         assert (found["low"], found["high"]) == (0, 0)
 
+    def test_cut_rows_are_counted(self):
+        cells = [
+            cell(rows={"train": 9, "truncated": 0}),
+            cell("cc", rows={"train": 9, "truncated": 4}),
+        ]
+        cells += [cell("cc", 1, rows={"train": 9, "truncated": 1})]
+        assert any(
+            "cut on their left" in n and n.endswith(": cc (5).") for n in summarise(cells)["notes"]
+        )
+        assert not any("cut" in note for note in summarise(three())["notes"])
+
+    def test_an_untuned_baseline_has_no_seeds(self):
+        cells = [cell("untuned", scores=WORST), cell(seed=1), cell(seed=2, scores=BEST)]
+        sft = by_name(summarise(cells, baseline="untuned"))["sft"]
+        assert sft["paired_seeds"] == [1, 2]
+        assert sft["difference"]["tr"]["difference"] == pytest.approx((0.5 + 1) / 2)
+
     def test_no_shared_seed(self):
         summary = summarise([cell(seed=0), cell("cc", 1, BEST)])
         assert by_name(summary)["cc"]["difference"] is None
