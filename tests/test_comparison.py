@@ -136,6 +136,21 @@ class TestExperiment:
         with pytest.raises(ValueError, match="`dropout` must be"):
             Experiment("cc", {"dropout": 2}, **SMALL)
 
+    @pytest.mark.parametrize("method", ["cc transform=low_rank refit", "sft refit", "dft refit"])
+    def test_what_has_no_closed_form_is_not_refitted(self, method):
+        with pytest.raises(ValueError, match=r"`finish` can be 'refit'.*Received: recipe="):
+            Experiment.parse(method, **SMALL)
+
+    def test_other_rows_are_another_key(self, tmp_path):
+        file = tmp_path / "train" / "xnli" / "tr.jsonl"
+        file.parent.mkdir(parents=True)
+        file.write_text("{}")
+        experiment = Experiment(task="xnli", data=str(tmp_path), languages=("en", "tr"))
+        before = experiment.key
+        file.write_text('{"id": 1}')
+        os.utime(file, ns=(1, 1))  # a coarse clock may give both the same time
+        assert experiment.key != before
+
     def test_other_defaults_are_another_key(self, monkeypatch):
         before = {name: Experiment(name, **SMALL).key for name in ("cc", "sft", "dft")}
         changed = dataclasses.replace(

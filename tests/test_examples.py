@@ -175,6 +175,14 @@ def test_compare(tiny_demo, tmp_path, capsys):
     assert "3 cells, 0 to run" in capsys.readouterr().out
 
 
+def test_compare_asks_for_each_cell_once(tiny_demo):
+    pytest.importorskip("tyro", reason="the examples parse their flags with tyro")
+    import compare
+
+    cells = compare.experiments(compare.Arguments(methods=("untuned", "sft", "sft"), seeds=(0, 1)))
+    assert [(cell.recipe, cell.seed) for cell in cells] == [("untuned", 0), ("sft", 0), ("sft", 1)]
+
+
 def test_readme_quick_start(tiny_demo, tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     # The tiny tokenizer needs more tokens for the same text than a real one.

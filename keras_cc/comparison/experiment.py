@@ -11,10 +11,7 @@ import keras
 
 from keras_cc import recipes
 from keras_cc.evaluation import tasks
-from keras_cc.report.grouping import VERSION
-
-#: The name of the model as it came, among the recipes.
-UNTUNED = "untuned"
+from keras_cc.report.grouping import UNTUNED, VERSION
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,15 +173,19 @@ _TRAINING = (
 )
 
 
-@functools.lru_cache(maxsize=64)
 def _data_digest(task, folder, languages):
     """Of the rows' files, as they are; None where there are none."""
     name = tasks.get(task).folder
     if name is None or folder is None:
         return None
-    digest = hashlib.sha256()
-    for split in ("train", "dev"):
-        for language in languages:
-            file = pathlib.Path(folder) / split / name / f"{language}.jsonl"
-            digest.update(file.read_bytes() if file.exists() else b"")
-    return digest.hexdigest()
+    files = [
+        pathlib.Path(folder) / split / name / f"{language}.jsonl"
+        for split in ("train", "dev")
+        for language in languages
+    ]
+    return [_file_digest(file, file.stat().st_mtime_ns) for file in files if file.exists()]
+
+
+@functools.lru_cache(maxsize=1024)
+def _file_digest(file, _modified):
+    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -99,7 +99,16 @@ class TransformMatrix(keras.layers.Layer):
         return np.eye(delta.shape[0], dtype="float32") + delta
 
     def assign(self, matrix):
-        """Makes `W` this matrix `(d, d)`; for `"linear"` alone."""
+        """Makes `W` a NumPy matrix `(d, d)`, kept in the weight's dtype.
+
+        Raises:
+            ValueError: for a transform that is not `"linear"`, or a matrix of another shape.
+        """
+        if self.kind != "linear" or np.shape(matrix) != tuple(self.delta.shape):
+            raise ValueError(
+                '`matrix` must be (d, d), for a transform of kind "linear". '
+                f"Received: a matrix of shape {np.shape(matrix)} for {self.kind!r}"
+            )
         # Before it is rounded to float32: a small change would be lost beside the 1.
         self.delta.assign(((matrix - np.eye(len(matrix))) / self._scale).astype("float32"))
 

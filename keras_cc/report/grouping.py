@@ -7,6 +7,8 @@ from typing import Any
 #: Of a cell's JSON, and of what its figures mean; `keras_cc.comparison` writes it.
 VERSION = 2
 PIVOT = "en"
+#: The name of the model as it came, among the methods.
+UNTUNED = "untuned"
 _NEEDED = ("name", "config", "metric", "items", "scores")
 _SHARED = ("model", "task", "languages", "metric")  # one report is about one of each
 

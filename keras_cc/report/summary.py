@@ -9,11 +9,10 @@ import numpy as np
 from keras_cc.evaluation import statistics
 from keras_cc.report import grouping
 from keras_cc.report.costs import costs, mean_of
-from keras_cc.report.grouping import PIVOT, VERSION
+from keras_cc.report.grouping import PIVOT, UNTUNED, VERSION
 
 CONFIDENCE = 0.95
 AVERAGE = "average"
-UNTUNED = "untuned"
 LIKELIHOOD = "nll"
 
 

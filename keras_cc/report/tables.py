@@ -9,9 +9,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from keras_cc.report.grouping import PIVOT
+from keras_cc.report.grouping import PIVOT, UNTUNED
 from keras_cc.report.languages import english_name
-from keras_cc.report.summary import AVERAGE, LIKELIHOOD, UNTUNED, listed, part_of, verdict
+from keras_cc.report.summary import AVERAGE, LIKELIHOOD, listed, part_of, verdict
 
 MISSING = "–"
 _MINUS = "\N{MINUS SIGN}"

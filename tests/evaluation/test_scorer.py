@@ -122,8 +122,9 @@ class TestModels:
         request = (ids(5, 40), ids(4, 40))
         assert_scores(scorer.log_likelihoods([request]), by_hand(stock, [request]))
 
-    def test_positions_that_have_an_end(self):
-        stock = tiny.causal_lm("gpt2", max_sequence_length=20)
+    @pytest.mark.parametrize("family", ["gpt2", "opt"])
+    def test_positions_that_have_an_end(self, family):
+        stock = tiny.causal_lm(family, max_sequence_length=20)
         scorer = Scorer(stock, batch_size=1, verbose=0)
         request = (ids(18, 40), ids(3, 40))  # 21 ids: the last one is not fed
         (found,) = scorer.log_likelihoods([request])

@@ -531,7 +531,7 @@ class TestBadInput:
         with pytest.raises(ValueError, match="`scorer` must be of this model"):
             evaluate(shared, "xstorycloze", CHOICES, scorer=CannedScorer(make()))
 
-    def test_answers_are_generated_with_the_scorers_preprocessor(self, shared):
+    def test_a_scorer_with_another_preprocessor_generates_nothing(self, shared):
         other = keras_cc.CCPreprocessor(
             shared.preprocessor.preprocessor, template="Q: {instruction}"
         )

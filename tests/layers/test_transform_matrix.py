@@ -82,6 +82,20 @@ class TestValues:
         rows = ops.convert_to_numpy(layer(np.eye(DIM, dtype="float32")))
         np.testing.assert_allclose(matrix, rows, rtol=1e-5, atol=1e-6)
 
+    def test_a_matrix_is_assigned(self):
+        layer, matrix = filled("linear"), np.random.default_rng(2).normal(size=(DIM, DIM))
+        layer.assign(matrix)
+        np.testing.assert_allclose(layer.matrix(), matrix, rtol=1e-5, atol=1e-6)
+        result = ops.convert_to_numpy(layer(inputs()))
+        np.testing.assert_allclose(result, inputs() @ matrix, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize(
+        ("kind", "shape"), [("linear", (DIM, 2)), ("low_rank", (DIM, DIM)), ("mlp", (DIM, DIM))]
+    )
+    def test_a_matrix_that_does_not_fit_is_refused(self, kind, shape):
+        with pytest.raises(ValueError, match=f"`matrix` must be .*Received: .* for '{kind}'"):
+            filled(kind).assign(np.zeros(shape))
+
     @pytest.mark.parametrize("kind", TRANSFORMS)
     def test_a_zero_weight_is_the_identity_so_that_weight_decay_pulls_there(self, kind):
         layer = filled(kind)
