@@ -80,7 +80,10 @@ def experiments(args):
         for seed in args.seeds
         for method in args.methods
     ]
-    return list({cell.key: cell for cell in (untuned, *methods)}.values())
+    unique = {}
+    for cell in (untuned, *methods):
+        unique.setdefault(cell.key, cell)
+    return list(unique.values())
 
 
 def main(args):
