@@ -6,7 +6,8 @@
 
 Every cell is kept as soon as it is whole: killed, the command goes on where it was. At the end
 come a table, pictures and one HTML page, in the output folder. A method is a recipe's name (the
-README has the list), then options of its connection.
+README has the list), then options of its connection, `connection_learning_rate=1e-3` (a rate of its
+own for what starts from nothing) and `refit` (transforms in closed form) among them.
 """
 
 import dataclasses

@@ -1,7 +1,24 @@
-"""Fixtures that tests of several files use."""
+"""Fixtures that tests of several files use, and how JAX compiles while they run."""
+
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+
+# Compiling is most of the time that small models take on JAX; with these it is less than half.
+QUICK_TO_COMPILE = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+
+
+def pytest_configure():
+    if os.environ.get("KERAS_BACKEND") != "jax" or "XLA_FLAGS" in os.environ:
+        return
+    # XLA ends a process whose flags it does not know, as another version may: one tries.
+    environment = {**os.environ, "XLA_FLAGS": QUICK_TO_COMPILE}
+    script = [sys.executable, "-c", "import jax; jax.jit(abs)(1.0)"]
+    if subprocess.run(script, env=environment, capture_output=True).returncode == 0:
+        os.environ["XLA_FLAGS"] = QUICK_TO_COMPILE
 
 
 @pytest.fixture

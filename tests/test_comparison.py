@@ -85,10 +85,23 @@ class TestExperiment:
         assert (parsed.recipe, parsed.finish, parsed.seed) == ("cc", "refit", 3)
         assert parsed.name == "cc dropout=0.9 layers=[1, -1] gate=layer refit"
         assert Experiment.parse("sft").name == "sft"
+        parsed = Experiment.parse("cc connection_learning_rate=1e-3 rank=4", **SMALL)
+        assert (parsed.connection_learning_rate, parsed.options) == (1e-3, {"rank": 4})
+        assert parsed.name == "cc rank=4 connection_learning_rate=0.001"
 
     @pytest.mark.parametrize(
         "field",
-        ["seed", "task", "languages", "train_rows", "epochs", "learning_rate", "options", "finish"],
+        [
+            "seed",
+            "task",
+            "languages",
+            "train_rows",
+            "epochs",
+            "learning_rate",
+            "connection_learning_rate",
+            "options",
+            "finish",
+        ],
     )
     def test_the_key_stands_for_every_part(self, field):
         other = {
@@ -98,6 +111,7 @@ class TestExperiment:
             "train_rows": 7,
             "epochs": 2,
             "learning_rate": 1e-3,
+            "connection_learning_rate": 1e-3,
             "options": {"dropout": 0.1},
             "finish": "refit",
         }
@@ -120,6 +134,8 @@ class TestExperiment:
             ({"languages": ("en", "tr", "tr")}, "each language once"),
             ({"score_on": "test"}, "`score_on` must be one of"),
             ({"finish": "magic"}, "`finish` must be one of"),
+            ({"connection_learning_rate": -1.0}, "`connection_learning_rate` must be"),
+            ({"recipe": "dft", "connection_learning_rate": 0.1}, "without a connection"),
         ],
     )
     def test_wrong_values_are_refused(self, wrong, message):
@@ -321,6 +337,18 @@ class TestRun:
         )
         assert first["scores"] == again["scores"]
         assert first["scores"]["nll"] != other["scores"]["nll"]
+
+    @pytest.mark.parametrize("recipe", ["cc", "cc_published"])
+    def test_a_connection_may_have_a_learning_rate_of_its_own(self, recipe):
+        model = connected.text_model("llama3", recipes.get(recipe).connection())
+        rates = {"learning_rate": 0.0, "connection_learning_rate": 0.1}
+        optimizer = running._optimizer(model, Experiment(recipe, **{**SMALL, **rates}), steps=4)
+        model.compile(optimizer, **connected.QUICK)
+        before = connected.weights(model)
+        model.fit(connected.ROWS, batch_size=3, epochs=4, verbose=0)
+        moved = connected.moved(before, connected.weights(model))
+        own = {v.path for layer in model.connection_layers().values() for v in layer.weights}
+        assert moved and moved <= own
 
     def test_refit_fits_the_transforms(self, tiny_demo):
         cell = comparison.run(Experiment("cc", finish="refit", **SMALL), verbose=0)

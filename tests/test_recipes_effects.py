@@ -161,7 +161,7 @@ def test_published_selects_in_training_and_transforms_after_it():
     assert connected.moved(found.trained, found.finished) == {transform.path}
     (fit_of_x,) = found.found["fits"].values()
     assert fit_of_x.error_after < fit_of_x.error_before
-    matrix = np.eye(16) + found.finished[transform.path] / np.sqrt(16)  # W = I + delta / sqrt(width)
+    matrix = np.eye(16) + found.finished[transform.path] / 4  # W = I + D / sqrt(16)
     np.testing.assert_allclose(matrix, fit_of_x.matrix, atol=1e-5)
     with pytest.raises(ValueError, match=r"`merge\(\)` cannot fold this connection"):
         found.model.merge()

@@ -11,7 +11,10 @@ import keras
 
 from keras_cc import recipes
 from keras_cc.evaluation import tasks
+from keras_cc.options import number
 from keras_cc.report.grouping import UNTUNED, VERSION
+
+RATE = "connection_learning_rate"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +38,8 @@ class Experiment:
         epochs: int.
         batch_size: int, rows a step.
         learning_rate: float, the peak: a tenth of the steps up to it, then a cosine down to 0.
+        connection_learning_rate: float, the peak for the connection's own weights, which start from
+            nothing (its gates, transforms, selectors); 0: `learning_rate`.
         train: what is trained beside the connection: `"all"` weights, `"blocks"` (all but the
             token embedding, which is most of a small multilingual model), or `"lora"`.
         lora_rank: int, of `"lora"`.
@@ -57,6 +62,7 @@ class Experiment:
     epochs: int = 1
     batch_size: int = 8
     learning_rate: float = 3e-5
+    connection_learning_rate: float = 0.0
     train: str = "blocks"
     lora_rank: int = 8
     max_length: int = 0
@@ -72,6 +78,11 @@ class Experiment:
                     "`finish` can be 'refit' for a connection with transform='linear' alone, which "
                     f"has a closed form. Received: recipe={self.recipe!r}, connection={connection}"
                 )
+            if number(RATE, self.connection_learning_rate) and connection is None:
+                raise ValueError(
+                    f"`{RATE}` must be 0 for a recipe without a connection. "
+                    f"Received: {self.connection_learning_rate} for {self.recipe!r}"
+                )
         tasks.get(self.task)
         if "en" not in self.languages or len(set(self.languages)) < len(self.languages):
             raise ValueError(
@@ -86,7 +97,10 @@ class Experiment:
 
     @classmethod
     def parse(cls, method: str, **settings: Any) -> "Experiment":
-        """From a method written as its name is: `"cc dropout=0.9 layers=[4,5] refit"`."""
+        """From a method written as its name is: `"cc dropout=0.9 layers=[4,5] refit"`.
+
+        `connection_learning_rate=1e-3` may stand among a method's options too.
+        """
         recipe, *words = method.split()
         options, finish = {}, "recipe"
         for word in words:
@@ -103,6 +117,8 @@ class Experiment:
                     "`method` must be a recipe, then options as name=value without spaces, then "
                     f'maybe "refit". Received: {method!r}'
                 )
+        if RATE in options:
+            settings[RATE] = options.pop(RATE)
         return cls(recipe, options, finish, **settings)
 
     def resolve(self) -> recipes.Recipe:
@@ -123,6 +139,8 @@ class Experiment:
     def name(self) -> str:
         """The recipe, and what differs from it."""
         changes = [f"{key}={value}" for key, value in self.options.items()]
+        if self.connection_learning_rate:
+            changes.append(f"{RATE}={self.connection_learning_rate}")
         return " ".join([self.recipe, *changes, *(["refit"] if self.finish == "refit" else [])])
 
     @property
@@ -167,6 +185,7 @@ _TRAINING = (
     "epochs",
     "batch_size",
     "learning_rate",
+    RATE,
     "train",
     "lora_rank",
     "translation_share",

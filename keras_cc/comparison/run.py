@@ -139,11 +139,7 @@ def _train(model, experiment, rows, answers, verbose):
     turns = 2 if any(objective.alternating for objective in model.objectives) else 1
     epochs = turns * experiment.epochs
     steps = epochs * -(-len(train) // experiment.batch_size)
-    warmup = max(1, steps // 10)
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0, max(1, steps - warmup), warmup_target=experiment.learning_rate, warmup_steps=warmup
-    )
-    model.compile(keras.optimizers.AdamW(schedule, weight_decay=0.0), sampler="greedy")
+    model.compile(_optimizer(model, experiment, steps), sampler="greedy")
     prepared, began = time.perf_counter() - start, time.perf_counter()
     history = model.fit(
         train,
@@ -173,6 +169,25 @@ def _train(model, experiment, rows, answers, verbose):
         "finish": time.perf_counter() - fitted,
     }
     return trained
+
+
+def _optimizer(model, experiment, steps):
+    """AdamW, warmed up and then lowered; the connection may have a rate of its own."""
+
+    def adam(peak):
+        warmup = max(1, steps // 10)
+        decay = max(1, steps - warmup)
+        schedule = keras.optimizers.schedules.CosineDecay(
+            0.0, decay, warmup_target=peak, warmup_steps=warmup
+        )
+        return keras.optimizers.AdamW(schedule, weight_decay=0.0)
+
+    known = adam(experiment.learning_rate)
+    if not experiment.connection_learning_rate:
+        return known
+    new = adam(experiment.connection_learning_rate)
+    own = {v.path for layer in model.connection_layers().values() for v in layer.weights}
+    return keras.optimizers.MultiOptimizer(lambda variable: new if variable.path in own else known)
 
 
 def _answers_file(experiment):
