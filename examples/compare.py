@@ -43,9 +43,9 @@ class Arguments:
     """Folder with train/TASK/LANG.jsonl and dev/TASK/LANG.jsonl; cldr needs none."""
     languages: tuple[str, ...] = ("en", "tr", "sw", "id")
     """Languages, English among them."""
-    train_rows: int = 80
+    train_rows: int = 60
     """Rows a language to train on; 0 takes all."""
-    dev_rows: int = 40
+    dev_rows: int = 32
     """Rows a language that are scored; 0 takes all."""
     score_on: str = "dev"
     """dev, or held_out (a fifth of the training ids; cldr's validation split): to choose by."""
@@ -63,7 +63,7 @@ class Arguments:
     """Tokens of a row; 0: the longest there is."""
     template: str | None = "{instruction}\n"
     """Prompt template: a name, or text with {instruction}."""
-    translation_share: float = 1.0
+    translation_share: float = 0.5
     """Share of the pairs that translation-augmented recipes make instructions of."""
     workers: int = 1
     """Cells that run at once, each in a process of its own."""
