@@ -50,7 +50,9 @@ class Arguments:
     score_on: str = "dev"
     """dev, or held_out (a fifth of the training ids; cldr's validation split): to choose by."""
     epochs: int = 1
-    """Passes over the rows."""
+    """Passes over the rows; recipes that make more rows of them take more steps."""
+    steps: int = 0
+    """Training steps of every method alike; 0: as the epochs say."""
     batch_size: int = 8
     """Rows a step."""
     learning_rate: float = 3e-5

@@ -97,6 +97,7 @@ class TestExperiment:
             "languages",
             "train_rows",
             "epochs",
+            "steps",
             "learning_rate",
             "connection_learning_rate",
             "options",
@@ -110,6 +111,7 @@ class TestExperiment:
             "languages": ("en", "sw"),
             "train_rows": 7,
             "epochs": 2,
+            "steps": 5,
             "learning_rate": 1e-3,
             "connection_learning_rate": 1e-3,
             "options": {"dropout": 0.1},
@@ -134,6 +136,7 @@ class TestExperiment:
             ({"languages": ("en", "tr", "tr")}, "each language once"),
             ({"score_on": "test"}, "`score_on` must be one of"),
             ({"finish": "magic"}, "`finish` must be one of"),
+            ({"steps": -1}, "`steps` must be an integer >= 0"),
             ({"connection_learning_rate": -1.0}, "`connection_learning_rate` must be"),
             ({"recipe": "dft", "connection_learning_rate": 0.1}, "without a connection"),
         ],
@@ -337,6 +340,21 @@ class TestRun:
         )
         assert first["scores"] == again["scores"]
         assert first["scores"]["nll"] != other["scores"]["nll"]
+
+    @pytest.mark.parametrize("recipe", ["sft", "translation_sft", "contrastive"])
+    def test_all_recipes_may_have_the_same_steps(self, recipe, tiny_demo, monkeypatch):
+        seen, step = [], keras_cc.CCCausalLM.fit
+
+        def fit(model, *args, **kwargs):
+            history = step(model, *args, **kwargs)
+            seen.append(int(model.optimizer.inner_optimizer.iterations))
+            return history
+
+        monkeypatch.setattr(keras_cc.CCCausalLM, "fit", fit)
+        cell = comparison.run(Experiment(recipe, steps=8, **SMALL), verbose=0)
+        assert cell["steps"] == 8 and seen == [8]
+        # 12 rows by 4 are 3 steps a pass, or 6 with the translations.
+        assert len(cell["history"]["loss"]) == (2 if recipe == "translation_sft" else 3)
 
     @pytest.mark.parametrize("recipe", ["cc", "cc_published"])
     def test_a_connection_may_have_a_learning_rate_of_its_own(self, recipe):

@@ -11,7 +11,7 @@ import keras
 
 from keras_cc import recipes
 from keras_cc.evaluation import tasks
-from keras_cc.options import number
+from keras_cc.options import count, number
 from keras_cc.report.grouping import UNTUNED, VERSION
 
 RATE = "connection_learning_rate"
@@ -35,7 +35,10 @@ class Experiment:
         train_rows: int, rows a language to train on, evenly spaced; 0 takes all.
         dev_rows: int, rows a language that are scored; 0 takes all.
         score_on: `"dev"`, or `"held_out"`: the last fifth of the training ids, to choose by.
-        epochs: int.
+        epochs: int, passes over the rows; a recipe that makes more rows of them, or whose objective
+            takes turns with the task, trains longer.
+        steps: int, training steps of every recipe alike, in as many epochs as they take; 0: as the
+            epochs say.
         batch_size: int, rows a step.
         learning_rate: float, the peak: a tenth of the steps up to it, then a cosine down to 0.
         connection_learning_rate: float, the peak for the connection's own weights, which start from
@@ -60,6 +63,7 @@ class Experiment:
     dev_rows: int = 0
     score_on: str = "dev"
     epochs: int = 1
+    steps: int = 0
     batch_size: int = 8
     learning_rate: float = 3e-5
     connection_learning_rate: float = 0.0
@@ -84,6 +88,7 @@ class Experiment:
                     f"Received: {self.connection_learning_rate} for {self.recipe!r}"
                 )
         tasks.get(self.task)
+        count("steps", self.steps)
         if "en" not in self.languages or len(set(self.languages)) < len(self.languages):
             raise ValueError(
                 '`languages` must hold "en", which all are measured against, and each language '
@@ -183,6 +188,7 @@ _TRAINING = (
     "seed",
     "train_rows",
     "epochs",
+    "steps",
     "batch_size",
     "learning_rate",
     RATE,

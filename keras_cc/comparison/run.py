@@ -5,7 +5,7 @@ Notable choices:
 - What is scored is the user's language alone, transforms and interventions on; an intervention
   that reads the English prompt is given it.
 - All recipes get the same rows, epochs, batch size and schedule; one that makes more rows of them
-  trains longer, and the cell says how long.
+  trains longer, and the cell says how long. Or all get the same steps.
 """
 
 import hashlib
@@ -135,10 +135,7 @@ def _train(model, experiment, rows, answers, verbose):
     if recipe.augment == "translation":
         options = {"share": experiment.translation_share}
     train = recipe.data(model, rows["train"], **options)
-    # Where an objective takes turns with the task, the task has its epochs all the same.
-    turns = 2 if any(objective.alternating for objective in model.objectives) else 1
-    epochs = turns * experiment.epochs
-    steps = epochs * -(-len(train) // experiment.batch_size)
+    epochs, steps = _length(model, experiment, len(train))
     model.compile(_optimizer(model, experiment, steps), sampler="greedy")
     prepared, began = time.perf_counter() - start, time.perf_counter()
     history = model.fit(
@@ -147,6 +144,7 @@ def _train(model, experiment, rows, answers, verbose):
         epochs=epochs,
         seed=experiment.seed,
         validation_data=rows["held_out"],
+        callbacks=[_StopAfter(steps)],
         verbose=bars,
     ).history
     fitted = time.perf_counter()
@@ -169,6 +167,29 @@ def _train(model, experiment, rows, answers, verbose):
         "finish": time.perf_counter() - fitted,
     }
     return trained
+
+
+def _length(model, experiment, rows):
+    """`(epochs, steps)`; the last epoch may be cut short."""
+    steps_per_epoch = -(-rows // experiment.batch_size)
+    if experiment.steps:
+        return -(-experiment.steps // steps_per_epoch), experiment.steps
+    # Where an objective takes turns with the task, the task has its epochs all the same.
+    turns = 2 if any(objective.alternating for objective in model.objectives) else 1
+    return turns * experiment.epochs, turns * experiment.epochs * steps_per_epoch
+
+
+class _StopAfter(keras.callbacks.Callback):
+    """Ends training after so many steps, within an epoch too."""
+
+    def __init__(self, steps):
+        super().__init__()
+        self._left = steps
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._left -= 1
+        if self._left <= 0:
+            self.model.stop_training = True
 
 
 def _optimizer(model, experiment, steps):
