@@ -200,6 +200,7 @@ def _notes(groups, baseline, own, cells):
         "recipe",
         "options",
         "finish",
+        "connection_learning_rate",
     }  # those are in the name
     if differing:
         notes.append(f"The methods also differ in: {listed(sorted(differing))}.")
