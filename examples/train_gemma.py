@@ -18,7 +18,6 @@ import time
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
-import keras_hub
 import tyro
 from tqdm import tqdm
 
@@ -60,15 +59,6 @@ class Arguments:
     """Folder of the merged preset."""
     seed: int = 0
     """Seed of the rows' order, and of connection dropout."""
-
-
-def load_model(args):
-    """The causal language model, and what tokenizes for it."""
-    name = args.preset.removeprefix("demo:")
-    if name != args.preset:
-        return keras_cc.demo.load(name, dtype=args.dtype)
-    causal_lm = keras_hub.models.CausalLM.from_preset(args.preset, dtype=args.dtype)
-    return causal_lm, causal_lm.preprocessor.tokenizer
 
 
 def load_rows(args):
@@ -186,7 +176,7 @@ def main(args):
     start = time.time()
     keras.utils.set_random_seed(args.seed)
     recipe = keras_cc.recipes.get(args.recipe)
-    causal_lm, tokenizer = load_model(args)
+    causal_lm, tokenizer = keras_cc.demo.load_preset(args.preset, dtype=args.dtype)
     train_rows, dev_rows, rest = load_rows(args)
     by_language = {
         language: spread([row for row in rest if row.get("lang") == language], args.held_out)

@@ -1,10 +1,13 @@
 """Cells of a comparison: their keys, what they hold, and a run that is killed and goes on."""
 
+import collections
+import concurrent.futures
 import dataclasses
 import importlib
 import json
 import math
 import os
+import time
 
 import connected
 import numpy as np
@@ -14,7 +17,7 @@ from test_examples import tiny_load
 import keras_cc
 import keras_cc.demo
 from keras_cc import comparison, passes, recipes
-from keras_cc.comparison import UNTUNED, Cells, Experiment
+from keras_cc.comparison import UNTUNED, Cells, Experiment, costs
 from keras_cc.connections import FusedConnection
 from keras_cc.report.grouping import VERSION
 
@@ -182,21 +185,27 @@ class TestExperiment:
         }
 
 
+def write_xnli(folder, with_pivot=lambda id: True):
+    """20 items to train on and 6 others, each in English and Turkish."""
+    for split, ids in (("train", range(20)), ("dev", range(20, 26))):
+        for lang in ("en", "tr"):
+            path = folder / split / "xnli" / f"{lang}.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            rows = [
+                {
+                    "task": "xnli", "lang": lang, "id": i, "instruction": f"{i}?",
+                    "output": "1", "answers": ["1"],
+                    **({"instruction_en": f"{i}??"} if with_pivot(i) else {}),
+                }
+                for i in ids
+            ]  # fmt: skip
+            path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return {"task": "xnli", "data": str(folder), "languages": ("en", "tr")}
+
+
 class TestRows:
     def test_the_three_sets_share_no_id(self, tmp_path):
-        for split, ids in (("train", range(20)), ("dev", range(20, 26))):
-            for lang in ("en", "tr"):
-                path = tmp_path / split / "xnli" / f"{lang}.jsonl"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                rows = [
-                    {
-                        "task": "xnli", "lang": lang, "id": i, "instruction": f"{i}?",
-                        "instruction_en": f"{i}??", "output": "1", "answers": ["1"],
-                    }
-                    for i in ids
-                ]  # fmt: skip
-                path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-        experiment = Experiment(task="xnli", data=str(tmp_path), languages=("en", "tr"))
+        experiment = Experiment(**write_xnli(tmp_path))
         rows = comparison.rows.load_rows(experiment)
         assert sorted({r["id"] for r in rows["train"]}) == list(range(16))
         assert sorted({r["id"] for r in rows["held_out"]}) == [16, 17, 18, 19]
@@ -260,6 +269,29 @@ class TestResuming:
         cells = Cells(tmp_path / "cells")
         assert [e.recipe for e in experiments if e in cells] == ["sft", "dft"]
 
+    def test_distillations_take_turns(self, tmp_path, monkeypatch):
+        """They write one file of answers."""
+
+        class Threads(concurrent.futures.ThreadPoolExecutor):
+            def __init__(self, workers, mp_context):
+                super().__init__(workers)
+
+        inside, most = collections.Counter(), collections.Counter()
+
+        def run(experiment, folder):
+            inside[experiment.recipe] += 1
+            time.sleep(0.2)
+            most[experiment.recipe] = max(most[experiment.recipe], inside[experiment.recipe])
+            inside[experiment.recipe] -= 1
+            Cells(folder / "cells").add(experiment, fake_cell(experiment))
+
+        monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", Threads)
+        monkeypatch.setattr(comparison.cells, "_run_and_keep", run)
+        experiments = [Experiment("distilled_sft", seed=seed, **SMALL) for seed in range(3)]
+        experiments += [Experiment("sft", seed=seed, **SMALL) for seed in range(3)]
+        comparison.run_all(experiments, tmp_path, workers=6, verbose=0)
+        assert most["distilled_sft"] == 1 and most["sft"] > 1
+
     def test_an_unfinished_file_is_no_cell(self, tmp_path):
         cells, experiment = Cells(tmp_path), Experiment(**SMALL)
         cells.path(experiment).with_suffix(".123.part").write_text("{")
@@ -309,6 +341,13 @@ class TestRun:
         assert cell["steps"] == steps
         assert len(list(tmp_path.glob("english_answers_*.jsonl"))) == (recipe == "distilled_sft")
 
+    @pytest.mark.parametrize("recipe", ["cc", "xtransplant"])
+    def test_rows_without_english_prompts(self, recipe, tiny_demo, tmp_path):
+        settings = {**SMALL, **write_xnli(tmp_path, with_pivot=lambda id: id % 2), "train_rows": 0}
+        cell = comparison.run(Experiment(recipe, **settings), verbose=0)
+        assert cell["rows"]["train"] == 32 and set(cell["scores"]) == {"accuracy", "nll"}
+        assert np.isfinite(cell["scores"]["nll"]["tr"]).all()
+
     @pytest.mark.parametrize(
         ("connection", "passes_of_user"),
         [(None, 1), ("selected", 2), (FusedConnection(transform="mlp"), 1)],
@@ -323,7 +362,7 @@ class TestRun:
         monkeypatch.setattr(passes, "run", lambda *a, **k: runs.append(0) or plain(*a, **k))
         users = passes.answer_nats(model, inputs, passes.user)
         assert len(runs) == passes_of_user
-        stock = passes.answer_nats(model, inputs, running._stock_pass(model))
+        stock = passes.answer_nats(model, inputs, costs._stock_pass(model))
         assert len(runs) == passes_of_user + 1
         as_it_came = connected.text_model("llama3", None)
         expected = passes.answer_nats(as_it_came, inputs, passes.user)

@@ -11,28 +11,23 @@ Notable choices:
 import hashlib
 import json
 import math
-import os
 import pathlib
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 
-from keras_cc import pairing
+from keras_cc import demo
 from keras_cc.cc_causal_lm import CCCausalLM
+from keras_cc.comparison.costs import inference_cost, machine, own_parameters
 from keras_cc.comparison.experiment import UNTUNED, VERSION, Experiment
 from keras_cc.comparison.rows import load_rows, spread
-from keras_cc.compiled import Compiled
-from keras_cc.connections import FusedConnection
 from keras_cc.data import augment_with_translation
 from keras_cc.evaluation import atlas, tasks
 from keras_cc.evaluation.metrics import first_line
 from keras_cc.evaluation.scorer import Scorer
-from keras_cc.passes import answer_nats, user
 from keras_cc.preprocessing import CCPreprocessor
 
 
@@ -57,7 +52,7 @@ def run(experiment: Experiment, answers: Any = None, verbose: "int | str" = "aut
     keras.utils.set_random_seed(experiment.seed)
     task = tasks.get(experiment.task)
     rows = load_rows(experiment)
-    causal_lm, tokenizer = _load_model(experiment.model)
+    causal_lm, tokenizer = demo.load_preset(experiment.model)
     preprocessor = _preprocessor(experiment, causal_lm.preprocessor or tokenizer, rows)
     parameters = {"model": causal_lm.count_params()}
     if experiment.recipe == UNTUNED:
@@ -71,7 +66,7 @@ def run(experiment: Experiment, answers: Any = None, verbose: "int | str" = "aut
         model = experiment.resolve().model(causal_lm, preprocessor=preprocessor)
         trained = _train(model, experiment, rows, answers, verbose)
     parameters["trained"] = sum(math.prod(v.shape) for v in model.trainable_variables)
-    parameters["extra"] = 0 if model.is_mergeable else _own_parameters(model)
+    parameters["extra"] = 0 if model.is_mergeable else own_parameters(model)
 
     start = time.perf_counter()
     scorer = Scorer(model, batch_size=2 * experiment.batch_size, verbose=verbose)
@@ -101,14 +96,14 @@ def run(experiment: Experiment, answers: Any = None, verbose: "int | str" = "aut
         **trained,
         "seconds": seconds,
         "parameters": parameters,
-        "inference": _inference_cost(model, rows["scored"]),
+        "inference": inference_cost(model, rows["scored"]),
         "atlas": _atlas(model, rows["scored"], experiment.batch_size, verbose),
         "rows": {
             "train": len(rows["train"]),
             "held_out": len(rows["held_out"]),
             "truncated": model.preprocessor.truncated_count,
         },
-        "machine": _machine(),
+        "machine": machine(),
     }
 
 
@@ -242,80 +237,13 @@ def _preprocessor(experiment, inner, rows):
     )
 
 
-def _inference_cost(model, rows, turns=5):
-    """Time of the pass that a user gets, as a ratio to the stock model's, in turn."""
-    if model.is_mergeable:  # then what is served is the stock model
-        return {"ratio": 1.0, "low": 1.0, "high": 1.0}
-    batch = [row for language in rows.values() for row in language][:8]
-    x, y, sample_weight = model.preprocessor(batch)
-    positions = np.argmax(x["answer_mask"], axis=1)[:, None]
-    positions = positions.astype("int32")
-    inputs = {**x, "y": y, "sample_weight": sample_weight, "answer_positions": positions}
-    passes = [
-        Compiled(model, lambda inputs, make=make: answer_nats(model, inputs, make))
-        for make in (user, _stock_pass(model))
-    ]
-    ratios = []
-    for turn in range(turns + 1):
-        seconds = []
-        for compiled in passes:
-            start = time.perf_counter()
-            compiled.run(inputs)
-            seconds.append(time.perf_counter() - start)
-        if turn:  # the first one compiles
-            ratios.append(seconds[0] / seconds[1])
-    return {"ratio": float(np.median(ratios)), "low": min(ratios), "high": max(ratios)}
-
-
-def _stock_pass(model):
-    """The pass of the model as it came: layers of a fused connection give what is inside them."""
-    if isinstance(model.connection, FusedConnection):
-        return lambda model, inputs: pairing.PivotPass(ops.cast(inputs["padding_mask"], "bool"))
-    return lambda model, inputs: pairing.Pass()
-
-
-def _own_parameters(model):
-    layers = model.connection_layers().values()
-    return sum(math.prod(v.shape) for layer in layers for v in layer.weights)
-
-
 def _atlas(model, rows, batch_size, verbose):
-    if model.connection is None:
+    """Where the gates stand, on scored rows with a pivot; None where nothing can be seen."""
+    targets = [row for language, some in rows.items() if language != "en" for row in some]
+    paired = [row for row in targets if row.get("instruction_en")]
+    if model.connection is None or not paired:
         return None
-    every = [row for language, some in rows.items() if language != "en" for row in some]
-    return atlas.gate_atlas(model, every, batch_size=batch_size, verbose=verbose).to_dict()
-
-
-def _load_model(name):
-    import keras_hub
-
-    from keras_cc import demo
-
-    if name.startswith("demo:"):
-        return demo.load(name.removeprefix("demo:"))
-    causal_lm = keras_hub.models.CausalLM.from_preset(name)
-    return causal_lm, causal_lm.preprocessor.tokenizer
-
-
-def _machine():
-    import keras_hub
-
-    return {
-        "backend": keras.backend.backend(),
-        "cores": os.cpu_count(),
-        "processor": _processor(),
-        "python": platform.python_version(),
-        "keras": keras.__version__,
-        "keras_hub": keras_hub.__version__,
-    }
-
-
-def _processor():
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    return atlas.gate_atlas(model, paired, batch_size=batch_size, verbose=verbose).to_dict()
 
 
 def _floats(values):

@@ -165,39 +165,12 @@ def save_preprocessor(
     Path(path, "preprocessor.json").write_text(json.dumps(saved, indent=4), encoding="utf-8")
 
 
-def load_preset(
-    path: str | os.PathLike[str],
-    *,
-    dtype: str = "float32",
-    sequence_length: int | None = None,
+def read_preset(
+    path: str, *, dtype: str | None = None, sequence_length: int | None = None
 ) -> tuple[Any, Any]:
-    """Loads a model and its tokenizer from a preset, with or without TensorFlow.
-
-    KerasHub's Gemma 3 preprocessor refuses to be built where TensorFlow is not installed. The
-    model then comes without one (`causal_lm.preprocessor is None`: it takes token ids, not
-    strings); the tokenizer works either way.
-
-    Args:
-        path: A preset directory, e.g. from `gemma3_270m()` or `save_preset`.
-        dtype: The dtype or dtype policy of the backbone.
-        sequence_length: The preprocessor's length in tokens. By default the saved one.
-
-    Returns:
-        `(causal_lm, tokenizer)`: a KerasHub `CausalLM` of the preset's own class, and its
-        tokenizer (the preprocessor's, where the model has one).
-
-    Example:
-
-    ```python
-    import keras_cc.demo
-
-    causal_lm, tokenizer = keras_cc.demo.load_preset(keras_cc.demo.smollm2_135m())
-    ids = tokenizer("The capital of France is")
-    ```
-    """
+    """`(causal_lm, tokenizer)` of a KerasHub preset: what `keras_cc.demo.load_preset` returns."""
     import keras_hub
 
-    path = os.fspath(path)
     try:
         preprocessor = keras_hub.models.CausalLMPreprocessor.from_preset(path)
     except ImportError:  # Gemma 3 without TensorFlow.
@@ -207,7 +180,8 @@ def load_preset(
         tokenizer = preprocessor.tokenizer
         if sequence_length is not None:
             preprocessor.sequence_length = sequence_length
-    causal_lm = keras_hub.models.CausalLM.from_preset(path, dtype=dtype, preprocessor=preprocessor)
+    options = {} if dtype is None else {"dtype": dtype}
+    causal_lm = keras_hub.models.CausalLM.from_preset(path, preprocessor=preprocessor, **options)
     return causal_lm, tokenizer
 
 

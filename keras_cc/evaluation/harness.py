@@ -151,9 +151,9 @@ class KerasLM(TemplateLM):
         """Load a model and wrap it.
 
         Args:
-            arg_dict: `preset`, and options of `KerasLM`. A preset is a name or folder for
-                `keras_hub.models.CausalLM.from_preset`, a file `*.keras` that `CCCausalLM.save`
-                wrote, or `demo:smollm2_135m`, for `keras_cc.demo.load`. `dtype`: the backbone's.
+            arg_dict: `preset`, and options of `KerasLM`. A preset is what
+                `keras_cc.demo.load_preset` takes (a KerasHub preset or `demo:smollm2_135m`), or a
+                file `*.keras` that `CCCausalLM.save` wrote. `dtype`: the backbone's.
             additional_config: the harness' own `batch_size`; its `device` and `max_batch_size`
                 must be None.
 
@@ -375,22 +375,17 @@ def _text_preprocessor(source, template, add_start_token):
 
 
 def _load(preset, dtype):
-    """`(model, preprocessor or None)` of a preset, a `.keras` file or `demo:NAME`."""
-    import keras_hub
-
+    """`(model, preprocessor or None)` of a preset or a `.keras` file."""
     import keras_cc.demo
 
-    options = {} if dtype is None else {"dtype": dtype}
-    if preset.startswith("demo:"):
-        model, tokenizer = keras_cc.demo.load(preset.removeprefix("demo:"), **options)
-        return model, tokenizer if model.preprocessor is None else None
     if preset.endswith(".keras"):
-        if options:
+        if dtype is not None:
             raise ValueError(
                 f"`dtype` must be left out for a saved model, which has one. Received: {dtype!r}"
             )
         return keras.models.load_model(preset), None
-    return keras_hub.models.CausalLM.from_preset(preset, **options), None
+    model, tokenizer = keras_cc.demo.load_preset(preset, dtype=dtype)
+    return model, tokenizer if model.preprocessor is None else None
 
 
 def _positive(name, value):

@@ -592,6 +592,16 @@ def test_missing_package(convert, package, command, monkeypatch, tmp_path, capsy
 def test_unknown_name():
     with pytest.raises(ValueError, match="name='gpt5'"):
         keras_cc.demo.load("gpt5")
+    with pytest.raises(ValueError, match="name='gpt5'"):
+        keras_cc.demo.load_preset("demo:gpt5")
+
+
+def test_a_preset_may_be_a_demo_model(monkeypatch):
+    calls = []
+    monkeypatch.setattr(keras_cc.demo, "load", lambda *given, **options: calls.append(options))
+    keras_cc.demo.load_preset("demo:gemma3_270m")
+    keras_cc.demo.load_preset("demo:gemma3_270m", dtype="bfloat16", sequence_length=7)
+    assert calls == [{"sequence_length": None}, {"sequence_length": 7, "dtype": "bfloat16"}]
 
 
 def test_import_brings_no_framework():

@@ -347,6 +347,17 @@ class TestEndings:
             assert text == f"the quick{space}{ending}"
             assert rest
 
+    def test_the_english_story_where_an_intervention_reads_it(self):
+        model = make(intervention=keras_cc.XTransplant(0, 1))
+        canned = CannedScorer(model)
+        rows = {"en": CHOICES["en"][:1], "tr": CHOICES["tr"][:1]}
+        evaluate(model, "xstorycloze_endings", rows, scorer=canned)
+        tokenizer = model.tokenizer
+        story = [tokenizer.start_token_id, *tokenizer.tokenize("the fox")]  # no options, no ending
+        prompt = [tokenizer.start_token_id, *tokenizer.tokenize("the fox" + CHOICE)]
+        # The gold answers, then two endings a row; an English row has no pivot.
+        assert canned.pivots == [None, prompt, None, None, story, story]
+
 
 class Generation:
     """Stands in for `CCCausalLM.generate`: notes the calls, answers by `say`."""
