@@ -26,8 +26,7 @@ def inference_cost(
         return {"ratio": 1.0, "low": 1.0, "high": 1.0}
     batch = [row for language in rows.values() for row in language][:8]
     x, y, sample_weight = model.preprocessor(batch)
-    positions = np.argmax(x["answer_mask"], axis=1)[:, None]
-    positions = positions.astype("int32")
+    positions = np.argmax(x["answer_mask"], axis=1)[:, None].astype("int32")
     inputs = {**x, "y": y, "sample_weight": sample_weight, "answer_positions": positions}
     passes = [
         Compiled(model, lambda inputs, make=make: answer_nats(model, inputs, make))

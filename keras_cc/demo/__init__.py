@@ -98,6 +98,9 @@ def load_preset(
         `(causal_lm, tokenizer)`: a KerasHub `CausalLM` of the preset's own class, and its
         tokenizer (the preprocessor's, where the model has one).
 
+    Raises:
+        ValueError: If there is no demo model of the name after `"demo:"`.
+
     Example:
 
     ```python
