@@ -56,7 +56,7 @@ def fake_cell(experiment):
         "items": {lang: ["a", "b", "c", "d"] for lang in experiment.languages},
         "scores": {"exact_match": hits, "nll": nats},
         "english_perplexity": 20.0,
-        "history": {"loss": [2.0, 1.0], "val_sft_loss": [3.0, 2.5]},
+        "history": {"step": [2, 4], "loss": [2.0, 1.0], "val_sft_loss": [3.0, 2.5]},
         "seconds": {"train": 1.0, "finish": 0.0, "evaluate": 1.0},
         "parameters": {"model": 10, "trained": 2, "extra": 0},
         "inference": {"ratio": 1.0, "low": 1.0, "high": 1.0},
@@ -394,7 +394,9 @@ class TestRun:
         cell = comparison.run(Experiment(recipe, steps=8, **SMALL), verbose=0)
         assert cell["steps"] == 8 and seen == [8]
         # 12 rows by 4 are 3 steps a pass, or 6 with the translations.
-        assert len(cell["history"]["loss"]) == (2 if recipe == "translation_sft" else 3)
+        ends = [6, 8] if recipe == "translation_sft" else [3, 6, 8]
+        assert cell["history"]["step"] == ends
+        assert len(cell["history"]["loss"]) == len(ends)
 
     @pytest.mark.parametrize("recipe", ["cc", "cc_published"])
     def test_a_connection_may_have_a_learning_rate_of_its_own(self, recipe):

@@ -133,13 +133,14 @@ def _train(model, experiment, rows, answers, verbose):
     epochs, steps = _length(model, experiment, len(train))
     model.compile(_optimizer(model, experiment, steps), sampler="greedy")
     prepared, began = time.perf_counter() - start, time.perf_counter()
+    stop = _StopAfter(steps)
     history = model.fit(
         train,
         batch_size=experiment.batch_size,
         epochs=epochs,
         seed=experiment.seed,
         validation_data=rows["held_out"],
-        callbacks=[_StopAfter(steps)],
+        callbacks=[stop],
         verbose=bars,
     ).history
     fitted = time.perf_counter()
@@ -147,6 +148,7 @@ def _train(model, experiment, rows, answers, verbose):
     if experiment.finish == "refit":
         found["fits"] = model.fit_transform(spread(rows["train"], 512), verbose=verbose)
     trained = {"history": {name: _floats(values) for name, values in history.items()}}
+    trained["history"]["step"] = stop.at_epoch_end
     if "search" in found:
         trained["chosen"] = found["search"].best
     if "fits" in found:
@@ -175,16 +177,20 @@ def _length(model, experiment, rows):
 
 
 class _StopAfter(keras.callbacks.Callback):
-    """Ends training after so many steps, within an epoch too."""
+    """Ends training after so many steps, within an epoch too, and notes where epochs end."""
 
     def __init__(self, steps):
         super().__init__()
-        self._left = steps
+        self._steps, self._done = steps, 0
+        self.at_epoch_end = []
 
     def on_train_batch_end(self, batch, logs=None):
-        self._left -= 1
-        if self._left <= 0:
+        self._done += 1
+        if self._done >= self._steps:
             self.model.stop_training = True
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.at_epoch_end.append(self._done)
 
 
 def _optimizer(model, experiment, steps):

@@ -52,29 +52,30 @@ def curves(found: Mapping[str, Mapping[str, np.ndarray]], baseline: str | None) 
     """Where the validation loss is lowest, where it rises again, and how far the paths lie apart.
 
     Args:
-        found: by method, `"monolingual"` and `"connected"`: mean validation loss by epoch.
+        found: by method, `"monolingual"` and `"connected"`: training steps and the mean validation
+            loss after them, `(2, epochs)`.
         baseline: the baseline's name, or None.
     """
     lines = ["Thick: mean over the seeds; thin: each seed. Dotted: the baseline's."]
     if baseline not in found:
         lines = ["Thick: mean over the seeds; thin: each seed."]
-    ends = {name: c["monolingual"] for name, c in found.items() if "monolingual" in c}
+    ends = {name: c["monolingual"][1] for name, c in found.items() if "monolingual" in c}
     lowest = {name: float(np.min(c)) for name, c in ends.items() if np.isfinite(c).all()}
     if lowest:
         name = min(lowest, key=lowest.__getitem__)
-        epoch = int(np.argmin(ends[name])) + 1
+        steps = found[name]["monolingual"][0]
         lines.append(
-            f"Lowest monolingual loss: {name} with {lowest[name]:.3f}, at epoch {epoch} of "
-            f"{len(ends[name])}."
+            f"Lowest monolingual loss: {name} with {lowest[name]:.3f}, after "
+            f"{steps[np.argmin(ends[name])]:.0f} of {steps[-1]:.0f} steps."
         )
     rising = [name for name, low in lowest.items() if ends[name][-1] > low + _SAME]
     if rising:
-        lines.append(f"Rises again by the last epoch: {listed(rising)}.")
+        lines.append(f"Rises again by the end: {listed(rising)}.")
     broken = [name for name, curve in ends.items() if name not in lowest]
     if broken:
-        lines.append(f"Not finite in some epoch: {listed(broken)}.")
+        lines.append(f"Not finite somewhere: {listed(broken)}.")
     gaps = {
-        name: float(ends[name][-1] - c["connected"][-1])
+        name: float(ends[name][-1] - c["connected"][1, -1])
         for name, c in found.items()
         if "connected" in c and name in ends
     }

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 #: Of a cell's JSON, and of what its figures mean; `keras_cc.comparison` writes it.
-VERSION = 2
+VERSION = 3
 PIVOT = "en"
 #: The name of the model as it came, among the methods.
 UNTUNED = "untuned"

@@ -98,7 +98,7 @@ def label(code: str) -> tuple[str, list[str]]:
         code: ISO 639-1 code, such as `"ar"`.
 
     Returns:
-        `(text, families)`: such as `("Arabic العربية", ["DejaVu Sans"])`.
+        `(text, families)`: such as `("Arabic · العربية", ["DejaVu Sans"])`.
 
     Example:
 
@@ -112,7 +112,7 @@ def label(code: str) -> tuple[str, list[str]]:
     if font is None:
         return drawable(english)
     families = [_BASE] if font == _BASE else [_BASE, font]
-    return f"{english} {own}", families
+    return f"{english} · {own}", families
 
 
 def drawable(text: str) -> tuple[str, list[str]]:

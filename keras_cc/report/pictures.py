@@ -138,8 +138,7 @@ def _curves(summary, groups):
     if not seeds:
         return None
     means = {
-        # As far as the shortest seed goes.
-        name: {p: np.mean([s[: min(map(len, of))] for s in of], axis=0) for p, of in found.items()}
+        name: {path: _mean(curves) for path, curves in found.items()}
         for name, found in seeds.items()
     }
     figure, axes = panels.panels(len(seeds), most=4, width=2.3, height=1.9, share=True)
@@ -148,20 +147,19 @@ def _curves(summary, groups):
     lines = {}
     for axis, name in zip(axes, seeds, strict=True):
         for path, (colour, dash) in styles.items():
-            for seed in seeds[name].get(path, ()):
-                axis.plot(_epochs(seed), seed, dash, color=colour, lw=0.7, alpha=0.45)
+            for curve in seeds[name].get(path, ()):
+                axis.plot(*curve, dash, color=colour, lw=0.7, alpha=0.45)
             if path in means[name]:
-                curve = means[name][path]
                 marks = dict(marker="o", ms=3, lw=1.8, color=colour)
-                (lines[path],) = axis.plot(_epochs(curve), curve, dash, **marks)
+                (lines[path],) = axis.plot(*means[name][path], dash, **marks)
         if reference is not None and name != baseline:
-            (line,) = axis.plot(_epochs(reference), reference, ":", color="black", lw=1.2)
+            (line,) = axis.plot(*reference, ":", color="black", lw=1.2)
             lines[f"{drawable(baseline)[0]}, monolingual"] = line
         text, families = panels.wrapped(name, 30)
         axis.set_title(text, fontfamily=families)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid()
-    figure.supxlabel("epoch", fontsize=9)
+    figure.supxlabel("training step", fontsize=9)
     figure.supylabel("validation loss, nats a token", fontsize=9)
     legend = figure.legend(
         list(lines.values()), list(lines), loc="outside upper left", ncols=3, frameon=False
@@ -172,10 +170,10 @@ def _curves(summary, groups):
 
 
 def _histories(group, paths):
-    """`{path: one curve a seed}`."""
+    """`{path: one curve a seed}`; a curve is `(steps, losses)`, float64 `(2, epochs)`."""
     found = {
         path: [
-            np.asarray(cell["history"][key], "float64")
+            np.array([cell["history"]["step"], cell["history"][key]], "float64")
             for cell in group
             if (cell.get("history") or {}).get(key)
         ]
@@ -184,8 +182,10 @@ def _histories(group, paths):
     return {path: seeds for path, seeds in found.items() if seeds}
 
 
-def _epochs(curve):
-    return np.arange(1, len(curve) + 1)
+def _mean(curves):
+    """The mean curve of the seeds, as far as the shortest goes."""
+    shortest = min(curve.shape[1] for curve in curves)
+    return np.mean([curve[:, :shortest] for curve in curves], axis=0)
 
 
 def _by_language(key, heading, scale, caption):

@@ -37,7 +37,7 @@ def cell(name="sft", seed=0, scores=None, repeat=10, config=None, **changes):
         "scores": {"accuracy": scores},
         "before": {"accuracy": {"tr": 0.3, "ar": 0.2, "en": 0.5}, "english_perplexity": 20.0},
         "english_perplexity": 30.0,
-        "history": {"val_sft_loss": [3.0, 2.0, 2.5]},
+        "history": {"step": [10, 20, 25], "val_sft_loss": [3.0, 2.0, 2.5]},
         "seconds": {"train": 60.0, "finish": 1.5, "evaluate": 12.0},
         "parameters": {"model": 1000, "trained": 100, "extra": 0},
         "inference": {"ratio": 1.0, "low": 0.9, "high": 1.1},

@@ -97,19 +97,19 @@ class TestAtlas:
 class TestCurves:
     def test_lowest_rising_and_gap(self):
         curves = {
-            "sft": {"monolingual": np.array([3.0, 2.0, 1.5])},
+            "sft": {"monolingual": np.array([[10, 20, 25], [3.0, 2.0, 1.5]])},
             "cc": {
-                "monolingual": np.array([3.0, 1.25, 2.0]),
-                "connected": np.array([2.5, 1.0, 0.75]),
+                "monolingual": np.array([[10, 20, 25], [3.0, 1.25, 2.0]]),
+                "connected": np.array([[10, 20, 25], [2.5, 1.0, 0.75]]),
             },
         }
         lines = captions.curves(curves, "sft")
-        assert "Lowest monolingual loss: cc with 1.250, at epoch 2 of 3." in lines
-        assert "Rises again by the last epoch: cc." in lines
+        assert "Lowest monolingual loss: cc with 1.250, after 20 of 25 steps." in lines
+        assert "Rises again by the end: cc." in lines
         assert lines[-1] == (
             "Widest gap between the paths at the end: cc, monolingual 1.250 above connected."
         )
 
     def test_not_finite_is_said(self):
-        lines = captions.curves({"sft": {"monolingual": np.array([3.0, np.nan])}}, None)
-        assert lines[-1] == "Not finite in some epoch: sft."
+        lines = captions.curves({"sft": {"monolingual": np.array([[1, 2], [3.0, np.nan]])}}, None)
+        assert lines[-1] == "Not finite somewhere: sft."

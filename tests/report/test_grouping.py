@@ -26,7 +26,7 @@ class TestCheck:
             (cell("cc", items={k: ["7"] * 40 for k in SFT}), "same items.*'sft' and 'cc'.*'tr'"),
             (cell(config={"epochs": 4, "seed": 1}), "one configuration a name.*different epochs"),
             (cell(), "'sft' twice with seed=0"),
-            (cell("cc", version=1), "version 2.*'cc' of version=1"),
+            (cell("cc", version=1), "version 3.*'cc' of version=1"),
             ({"name": "cc"}, "without config, metric, items, scores"),
             ("cc", "without name, config"),
             (cell("cc", metric="f1"), r"metric='f1' and scores of \['accuracy'\]"),

@@ -60,8 +60,8 @@ class TestFonts:
         drawn(text, families)
 
     def test_what_dejavu_has_and_lacks(self, only_dejavu):
-        assert languages.label("ar")[0] == "Arabic العربية"
-        assert languages.label("ru")[0] == "Russian русский"
+        assert languages.label("ar")[0] == "Arabic · العربية"
+        assert languages.label("ru")[0] == "Russian · русский"
         assert languages.label("th")[0] == "Thai" and languages.label("zh")[0] == "Chinese"
 
     def test_a_missing_letter_would_be_seen(self):
@@ -79,11 +79,11 @@ class TestFonts:
     def test_without_shaping_complex_scripts_are_left_out(self, monkeypatch):
         from matplotlib import ft2font
 
-        assert languages.label("ar")[0] == "Arabic العربية"
+        assert languages.label("ar")[0] == "Arabic · العربية"
         monkeypatch.delattr(ft2font, "__libraqm_version__")
         assert languages.label("ar")[0] == "Arabic"
         assert languages.label("hi")[0] == "Hindi"
-        assert languages.label("tr")[0] == "Turkish Türkçe"
+        assert languages.label("tr")[0] == "Turkish · Türkçe"
 
     def test_matplotlib_shapes_and_orders_arabic(self):
         """Joined letters are other glyphs than lone ones, and narrower; the first is rightmost."""

@@ -11,7 +11,9 @@ import pytest
 from made_cells import BEST, cell, three
 
 from keras_cc import report
+from keras_cc.report import grouping, pictures
 from keras_cc.report.pictures import NAMES
+from keras_cc.report.summary import summarise
 
 pytest.importorskip("scipy")
 pytest.importorskip("matplotlib")
@@ -81,13 +83,37 @@ class TestFiles:
         names = ("$x_1$ <b>&", "方法 " + "long name " * 12)
         scores = {"tr": [1]}
         cells = [
-            cell(name, scores=scores, repeat=1, atlas=flat, history={"val_sft_loss": loss})
-            for name, loss in zip(names, ([2.0], [2.0, float("nan")]), strict=True)
+            cell(name, scores=scores, repeat=1, atlas=flat, history=history)
+            for name, history in zip(
+                names,
+                (
+                    {"step": [3], "val_sft_loss": [2.0]},
+                    {"step": [3, 4], "val_sft_loss": [2.0, float("nan")]},
+                ),
+                strict=True,
+            )
         ]
         written = report.write(cells, tmp_path, baseline=names[0], title="<i>&")
         page = Page(written["report.html"].read_text(encoding="utf-8"))
         assert not page.all("i") and not page.all("b") and names[0] in page.words
         assert "alignment_error.png" in written and "gate_by_dimension.png" not in written
+
+
+def test_curves_are_drawn_over_the_steps():
+    """Two methods whose epochs differ in length; the mean goes as far as the shortest seed."""
+    long, short = [3.0, 2.0, 1.0], [2.0, 1.0]
+    cells = [
+        cell(history={"step": [60, 120], "val_sft_loss": short}),
+        cell("cc", 0, history={"step": [4, 8, 10], "val_sft_loss": long}),
+        cell("cc", 1, history={"step": [4, 8], "val_sft_loss": short}),
+    ]
+    figure, _, caption = pictures._curves(summarise(cells), grouping.methods(cells))
+    sft, cc = figure.axes if figure.axes[0].get_title() == "sft" else figure.axes[::-1]
+    drawn = [[line.get_xydata().T.tolist() for line in axis.lines] for axis in (sft, cc)]
+    sfts, means = [[60, 120], short], [[4, 8], [2.5, 1.5]]
+    assert drawn[0] == [sfts, sfts]  # its one seed, and the mean
+    assert drawn[1] == [[[4, 8, 10], long], [[4, 8], short], means, sfts]
+    assert "Lowest monolingual loss: sft with 1.000, after 120 of 120 steps." in caption
 
 
 class TestPage:
