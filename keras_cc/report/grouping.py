@@ -112,6 +112,12 @@ def _check_one(cell):
             f"`cells` must be of version {VERSION}; run the comparison again with this release. "
             f"Received: {name!r} of version={cell['version']!r}"
         )
+    lengths = {key: len(values) for key, values in (cell.get("history") or {}).items()}
+    if lengths and set(lengths.values()) != {lengths.get("step")}:
+        raise ValueError(
+            "`cells` must have in their history a `step` for each value. "
+            f"Received: {name!r} with values {lengths}"
+        )
     scores = cell["scores"].get(metric)
     if not scores:
         raise ValueError(

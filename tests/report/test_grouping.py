@@ -32,6 +32,8 @@ class TestCheck:
             (cell("cc", metric="f1"), r"metric='f1' and scores of \['accuracy'\]"),
             (cell("cc", scores={"tr": [1, float("nan")]}), "finite.*'cc' with accuracy in 'tr'"),
             (cell("cc", scores={"tr": []}), "0 scores and 0 items in 'tr'"),
+            (cell("cc", history={"loss": [2.0]}), "a `step` for each.*'cc' with .*'loss': 1"),
+            (cell("cc", history={"step": [3], "loss": [2.0, 1.0]}), "'step': 1, 'loss': 2"),
         ],
     )
     def test_what_does_not_belong_is_refused(self, other, message):
