@@ -11,6 +11,7 @@ from keras_cc.cc_causal_lm import CCCausalLM as CCCausalLM
 from keras_cc.connections import FusedConnection as FusedConnection
 from keras_cc.connections import SelectedConnection as SelectedConnection
 from keras_cc.distillation import distill as distill
+from keras_cc.export import export_saved_model as export_saved_model
 from keras_cc.families import supported_backbones as supported_backbones
 from keras_cc.interventions import Incline as Incline
 from keras_cc.interventions import XTransplant as XTransplant

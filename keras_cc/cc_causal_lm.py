@@ -112,6 +112,9 @@ class CCCausalLM(PairedTrainer):
         # Untracked, as everything that belongs to the causal LM: it is tracked there.
         self._preprocessor = _Untracked(None)
         self.preprocessor = preprocessor
+        # For a model card: after `merge()` there is neither connection nor objective to be asked.
+        parts = [repr(part) for part in (self.connection, *self.objectives) if part is not None]
+        self.method = ", ".join(parts) or "plain fine-tuning"
         self._head = _Untracked(surgery.language_model_head(causal_lm))
         self._connection_layers = _Untracked({})
         if self.connection is not None:

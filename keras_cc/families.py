@@ -17,12 +17,15 @@ class Family:
             output is the feed-forward activation F.
         attention: the same, of the block's self-attention.
         models: model names that people look for.
+        positions: the backbone's attribute that says how many positions have an embedding, or
+            None where positions are rotated and there is no end.
     """
 
     backbone: str
     projection: str
     attention: str
     models: str
+    positions: str | None = None
 
 
 # Most KerasHub decoders name them so.
@@ -40,8 +43,8 @@ FAMILIES = (
     Family("SmolLM3Backbone", "mlp.down_proj", "self_attn", "SmolLM3"),
     Family("GPTNeoXBackbone", _DENSE, _ATTENTION, "GPT-NeoX, Pythia"),
     Family("FalconBackbone", "dense_4h_to_h", "attention_layer", "Falcon"),
-    Family("GPT2Backbone", _DENSE, _ATTENTION, "GPT-2"),
-    Family("OPTBackbone", _DENSE, _ATTENTION, "OPT"),
+    Family("GPT2Backbone", _DENSE, _ATTENTION, "GPT-2", positions="max_sequence_length"),
+    Family("OPTBackbone", _DENSE, _ATTENTION, "OPT", positions="max_sequence_length"),
     Family("BloomBackbone", "_mlp_output_dense", _ATTENTION, "BLOOM, BLOOMZ"),
 )
 

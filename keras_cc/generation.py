@@ -81,32 +81,51 @@ def _function_with_passes(model):
     known, *compiled = model._generate_function.value or (None,)
     # The causal LM drops its own function where it is compiled again, with another sampler.
     if known != plain:
-        _check_sampler(causal_lm.sampler)
-        call_with_cache, generate_step = causal_lm.call_with_cache, causal_lm.generate_step
-
-        def step_in_pass(inputs, stop_token_ids=None):
-            if model.connection is not None and "pivot_token_ids" in inputs:
-                scope = passes.connected(model, inputs, passes.pivot(model, inputs))
-                model.connection.extend(scope, inputs)
-            else:
-                scope = passes.user(model, inputs)
-
-            def call_in_pass(token_ids, cache, cache_update_index, *args, **kwargs):
-                scope.index = cache_update_index
-                with pairing.enter(scope):
-                    return call_with_cache(token_ids, cache, cache_update_index, *args, **kwargs)
-
-            own = {name: v for name, v in inputs.items() if not name.startswith("pivot_")}
-            with _overriding(causal_lm, call_with_cache=call_in_pass):
-                return generate_step(own, stop_token_ids)
-
+        in_pass = _step_in_pass(model)
         causal_lm.generate_function = None
-        with _overriding(causal_lm, generate_step=step_in_pass):
+        with _overriding(causal_lm, generate_step=in_pass):
             function = causal_lm.make_generate_function()
         causal_lm.generate_function = plain
-        compiled = [function, {"generate_step": step_in_pass}]
+        compiled = [function, {"generate_step": in_pass}]
         model._generate_function.value = (plain, *compiled)
     return compiled
+
+
+def step(model):
+    """What continues a batch of ids in the pass that a user gets, not compiled.
+
+    Args:
+        model: a `CCCausalLM` whose causal LM has a sampler.
+
+    Returns:
+        A function like KerasHub's `generate_step`: of `inputs`, a dict with `token_ids` and
+        `padding_mask` `(B, T)`, and `stop_token_ids`.
+    """
+    return model.causal_lm.generate_step if passes.is_plain(model) else _step_in_pass(model)
+
+
+def _step_in_pass(model):
+    causal_lm = model.causal_lm
+    _check_sampler(causal_lm.sampler)
+    call_with_cache, generate_step = causal_lm.call_with_cache, causal_lm.generate_step
+
+    def step_in_pass(inputs, stop_token_ids=None):
+        if model.connection is not None and "pivot_token_ids" in inputs:
+            scope = passes.connected(model, inputs, passes.pivot(model, inputs))
+            model.connection.extend(scope, inputs)
+        else:
+            scope = passes.user(model, inputs)
+
+        def call_in_pass(token_ids, cache, cache_update_index, *args, **kwargs):
+            scope.index = cache_update_index
+            with pairing.enter(scope):
+                return call_with_cache(token_ids, cache, cache_update_index, *args, **kwargs)
+
+        own = {name: v for name, v in inputs.items() if not name.startswith("pivot_")}
+        with _overriding(causal_lm, call_with_cache=call_in_pass):
+            return generate_step(own, stop_token_ids)
+
+    return step_in_pass
 
 
 def _check_sampler(sampler):
@@ -118,6 +137,17 @@ def _check_sampler(sampler):
             'intervention: compile with another sampler, such as "greedy" or "top_k". '
             f"Received: sampler={sampler!r}"
         )
+
+
+@contextlib.contextmanager
+def sampling(causal_lm, sampler):
+    """Have a causal LM continue prompts by another sampler for a while."""
+    own = getattr(causal_lm, "sampler", None)
+    causal_lm.sampler = sampler
+    try:
+        yield
+    finally:
+        causal_lm.sampler = own
 
 
 @contextlib.contextmanager

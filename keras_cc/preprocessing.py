@@ -144,7 +144,7 @@ class CCPreprocessor(TemplateTokenizer):
         pivots = pairs.read_pivots(
             columns, instructions, names, self.pivot_column, self.lang_column, self.pivot_language
         )
-        encoder = self._get_encoder()
+        encoder = self.encoder
         ids = zip(encoder.prompts(instructions), encoder.answers(answers), names, strict=True)
         packed = [self._row(prompt, answer, name) for prompt, answer, name in ids]
         token_ids, padding_mask = self._padded([row for row, _, _ in packed], self.max_length)
@@ -196,7 +196,7 @@ class CCPreprocessor(TemplateTokenizer):
 
         Example: `cc_preprocessor.answer_length("Habari?", "Nzuri")`
         """
-        encoder = self._get_encoder()
+        encoder = self.encoder
         (prompt,) = encoder.prompts(_check_prompts("instruction", [instruction]))
         (ids,) = encoder.answers(_check_prompts("answer", [answer]))
         try:
@@ -208,7 +208,7 @@ class CCPreprocessor(TemplateTokenizer):
     def _pack_pivots(self, pivots: Sequence[str | None], names: list[str]) -> dict[str, np.ndarray]:
         rows: list[list[int]] = [[] for _ in pivots]
         present = [i for i, pivot in enumerate(pivots) if pivot]
-        encoded = self._get_encoder().prompts([pivots[i] for i in present])
+        encoded = self.encoder.prompts([pivots[i] for i in present])
         for i, prompt in zip(present, encoded, strict=True):
             row = self._start(prompt) + prompt
             if len(row) > self.pivot_max_length:

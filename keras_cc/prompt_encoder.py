@@ -36,10 +36,10 @@ class PromptEncoder:
         tokenize: Callable[[list[str]], list[list[int]]],
     ) -> None:
         self._tokenize = tokenize
-        self._strip = template is not None and template.strip
+        self.strip = template is not None and template.strip  # white space around a text
         self.head: list[int] = []  # ids before the text that the instruction stands in
         self.tail: list[int] = []  # ids after it
-        self._before = self._after = ""  # template text that is tokenised with the instruction
+        self.before = self.after = ""  # template text that is tokenised with the instruction
         self.end_of_turn_id: int | None = None
         self.special_ids: dict[int, str] = {}
         if template is None:
@@ -47,8 +47,8 @@ class PromptEncoder:
         self.special_ids = self._known_special_ids(tokenizer, template)
         if template.end_of_turn is not None:
             self.end_of_turn_id = token_id(tokenizer, template.end_of_turn)
-        *head, self._before = self._split(template.prefix)
-        self._after, *tail = self._split(template.suffix)
+        *head, self.before = self._split(template.prefix)
+        self.after, *tail = self._split(template.suffix)
         self.head, self.tail = self._fixed_ids(head), self._fixed_ids(tail)
 
     @staticmethod
@@ -83,7 +83,7 @@ class PromptEncoder:
 
     def prompts(self, instructions: Sequence[str]) -> list[list[int]]:
         """Returns each instruction's prompt ids: no start token, no answer."""
-        texts = [self._before + t + self._after for t in self._stripped(instructions)]
+        texts = [self.before + t + self.after for t in self._stripped(instructions)]
         return [self.head + ids + self.tail for ids in self._text(texts)]
 
     def answers(self, answers: Sequence[str]) -> list[list[int]]:
@@ -91,7 +91,7 @@ class PromptEncoder:
         return self._text(self._stripped(answers))
 
     def _stripped(self, texts: Sequence[str]) -> list[str]:
-        return [t.strip() for t in texts] if self._strip else list(texts)
+        return [t.strip() for t in texts] if self.strip else list(texts)
 
     def _text(self, texts: list[str]) -> list[list[int]]:
         return [

@@ -54,7 +54,7 @@ class TemplateTokenizer:
             _check_tokenizer(tokenizer)
         self._preprocessor, self._encoder = value, None
         if value is not None and self.has_vocabulary:
-            self._get_encoder()  # a template that does not fit fails here, not in `fit`
+            _ = self.encoder  # a template that does not fit fails here, not in `fit`
 
     @property
     def tokenizer(self) -> Any:
@@ -85,7 +85,7 @@ class TemplateTokenizer:
     @property
     def end_token_id(self) -> int | None:
         """Id that ends an answer: the template's end of turn, else the tokenizer's end token."""
-        end_of_turn = self._get_encoder().end_of_turn_id
+        end_of_turn = self.encoder.end_of_turn_id
         end = end_of_turn if end_of_turn is not None else self.tokenizer.end_token_id
         return None if end is None else int(end)
 
@@ -93,19 +93,21 @@ class TemplateTokenizer:
     def stop_token_ids(self) -> tuple[int, ...]:
         """Ids at which generation stops: the tokenizer's end tokens and the template's."""
         ids = [getattr(self.tokenizer, name, None) for name in ("end_token_id", "end_token2_id")]
-        ids.append(self._get_encoder().end_of_turn_id)
+        ids.append(self.encoder.end_of_turn_id)
         return tuple(dict.fromkeys(int(i) for i in ids if i is not None))
 
     def prompt_ids(self, prompts: Sequence[str]) -> list[list[int]]:
         """Ids of prompts under the template, with the start token; nothing is cut."""
-        encoded = self._get_encoder().prompts(list(prompts))
+        encoded = self.encoder.prompts(list(prompts))
         return [self._start(prompt) + prompt for prompt in encoded]
 
     def answer_ids(self, answers: Sequence[str]) -> list[list[int]]:
         """Ids of answers under the template, without the end token; nothing is cut."""
-        return self._get_encoder().answers(list(answers))
+        return self.encoder.answers(list(answers))
 
-    def _get_encoder(self) -> PromptEncoder:
+    @property
+    def encoder(self) -> PromptEncoder:
+        """What the template puts around a text, as ids and as text that is tokenised with it."""
         if self._encoder is None:
             if not self.has_vocabulary:
                 raise ValueError(
@@ -131,11 +133,21 @@ class TemplateTokenizer:
         last = -1 if getattr(tokenizer, "add_eos", False) else None
         return [[int(i) for i in ids[first:last]] for ids in result]
 
-    def _start(self, prompt: Sequence[int]) -> list[int]:
+    @property
+    def start_token_id(self) -> int | None:
+        """Id that rows begin with, or `None`."""
         index = getattr(self.tokenizer, "start_token_id", None)
-        if index is None or not self.add_start_token or list(prompt[:1]) == [int(index)]:
-            return []
-        return [int(index)]
+        return None if index is None or not self.add_start_token else int(index)
+
+    def _start(self, prompt: Sequence[int]) -> list[int]:
+        start = self.start_token_id
+        return [] if start is None or list(prompt[:1]) == [start] else [start]
+
+    @property
+    def special_token_ids(self) -> frozenset[int]:
+        """Ids that are left out of texts: stop tokens, the tokenizer's and the template's own."""
+        known = {*self.stop_token_ids, *self.tokenizer.special_token_ids, *self.encoder.special_ids}
+        return frozenset(int(index) for index in known)
 
     def detokenize(
         self, token_ids: Any, padding_mask: Any = None, prompt_lengths: Any = None
@@ -158,8 +170,7 @@ class TemplateTokenizer:
                 "`token_ids` and `padding_mask` must both have shape (B, T). "
                 f"Received: token_ids.shape={token_ids.shape}, padding_mask.shape={mask.shape}"
             )
-        encoder, stop = self._get_encoder(), set(self.stop_token_ids)
-        special = stop | set(self.tokenizer.special_token_ids) | set(encoder.special_ids)
+        stop, special = set(self.stop_token_ids), self.special_token_ids
         texts = []
         for i in range(len(token_ids)):
             start = 0 if prompt_lengths is None else int(prompt_lengths[i])

@@ -84,6 +84,12 @@ class TransformMatrix(keras.layers.Layer):
         """Whether the transform is a matrix, which `merge()` can fold."""
         return self.kind != "mlp"
 
+    @property
+    def is_identity(self):
+        """Whether the transform changes nothing, as at the start."""
+        last = self.delta if self.kind == "linear" else self.up
+        return not np.any(_float32(last))
+
     def matrix(self):
         """`W` as a float32 NumPy array `(d, d)`: the transform is `f @ W`."""
         if not self.is_linear:
