@@ -26,7 +26,7 @@ LEVELS = (
     ("answer_cache", "calibration", "generation", "search"),
     ("cc_causal_lm",),
     ("distillation",),
-    ("recipes",),
+    ("recipes", "export"),
 )
 # Packages that are there for a user who asks for them, never for `import keras_cc`.
 OPTIONAL = {
@@ -52,6 +52,9 @@ SUBCLASSES_OF_OTHERS = (
     "keras_cc.data.cldr_qa",
     "keras_cc.demo.smollm2_tokenizer",
     "keras_cc.evaluation.harness",
+    "keras_cc.export.graph_prompts",
+    "keras_cc.export.graph_tokenizers",
+    "keras_cc.export.serving",
 )
 
 

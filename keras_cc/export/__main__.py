@@ -8,6 +8,7 @@ import keras
 
 from keras_cc.export.model_card import ModelCard
 from keras_cc.export.saved_model import SCORES, export_saved_model, run_under_tensorflow
+from keras_cc.preprocessing import CCPreprocessor
 
 
 def arguments_of(argv: list[str]) -> argparse.Namespace:
@@ -39,7 +40,6 @@ def arguments_of(argv: list[str]) -> argparse.Namespace:
 def load(source: str, template: str | None):
     """`(model, preprocessor or None)` of a `.keras` file or a preset."""
     import keras_cc.demo  # the demo models' tokenizer is known from then on
-    from keras_cc import CCPreprocessor
 
     if source.endswith(".keras"):
         model = keras.models.load_model(source, compile=False)

@@ -78,7 +78,7 @@ class GraphPrompts(tf.Module):
     # ---------------------------------------------------------------- to ids
 
     def encode(self, prompts: tf.Tensor, max_length: tf.Tensor, errors: tf.Tensor) -> Prompts:
-        """Encode prompts `(B,)` to `max_length` tokens; those with an error already are not read."""
+        """Encode prompts `(B,)` to `max_length` tokens, but for those with an error already."""
         readable = tf.strings.unicode_transcode(prompts, "UTF-8", "UTF-8", errors="replace")
         errors = _unless(errors, readable == prompts, "The prompt is not valid UTF-8.")
         if self.tokenizer.longest is not None:

@@ -21,7 +21,8 @@ import tensorflow_text as tf_text
 MARK = b"\xff"
 
 # Unicode's white space, which RE2's `\s` is not.
-_SPACE = r"\x{9}-\x{d}\x{20}\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}"
+_SPACE = r"\x{9}-\x{d}\x{20}\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}"
+_SPACE += r"\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}"
 # GPT-2's pattern with each digit by itself, as SmolLM2 splits. `\s+(?!\S)` has no twin in RE2: of
 # spaces before a word the last one is parted off first.
 _LAST_SPACE = rf"([{_SPACE}])([{_SPACE}])([^{_SPACE}\pN])"
@@ -111,7 +112,14 @@ class BytePairGraph(tf.Module):
             )
         vocabulary = dict(tokenizer.vocabulary)
         alphabet = byte_alphabet()
-        self._special = sorted(tokenizer.unsplittable_tokens, key=lambda t: (-len(t), t))
+        named = sorted({*tokenizer.unsplittable_tokens, *tokenizer.special_tokens})
+        found = [[int(i) for i in ids] for ids in tokenizer.tokenize(named)] if named else []
+        special = {
+            token: vocabulary[token]
+            for token, ids in zip(named, found, strict=True)
+            if ids == [vocabulary.get(token)]
+        }
+        self._special = sorted(special, key=lambda token: (-len(token), token))
         self.splits_words = True  # or words run from special token to special token
         self._size = max(vocabulary.values()) + 1
         # Constants of the module, and not tables of strings: ids are all that the loop handles.
@@ -123,8 +131,8 @@ class BytePairGraph(tf.Module):
             value = 2 * (rank * self._size + merged) + goes_alone
             merges[left * self._size + right] = value
         self._merges = _table(merges or {-1: self._no_merge}, default=self._no_merge)
-        special = {token.encode(): vocabulary[token] for token in self._special}
-        self._special_ids = _table(special or {MARK: -1}, default=-1)
+        special_ids = {token.encode(): index for token, index in special.items()}
+        self._special_ids = _table(special_ids or {MARK: -1}, default=-1)
         texts = _texts_of_ids(vocabulary, alphabet, self._size)
         self._texts = tf.constant(texts)
         self.longest = max(map(len, texts))

@@ -198,7 +198,7 @@ def _write_apart(model, folder, sampler, options, warmup_prompts, name):
 def _write_request(task):
     import keras_hub
 
-    import keras_cc.demo  # its tokenizer's class, for files that name it
+    import keras_cc.demo  # noqa: F401 (its tokenizer's class, for files that name it)
 
     request = json.loads(pathlib.Path(task).read_text(encoding="utf-8"))
     _write(

@@ -1,7 +1,7 @@
 """The file of requests that TF Serving sends a model before anybody else does. Not public.
 
-TF Serving reads `assets.extra/tf_serving_warmup_requests`, records of `PredictionLog`. That message is
-defined in `tensorflow-serving-api`, which brings gRPC along; the four fields that are needed are
+TF Serving reads `assets.extra/tf_serving_warmup_requests`, records of `PredictionLog`. That message
+is defined in `tensorflow-serving-api`, which brings gRPC along; the few fields that are needed are
 written here, and a test reads them with that package.
 """
 
