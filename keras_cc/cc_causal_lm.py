@@ -356,8 +356,9 @@ class CCCausalLM(PairedTrainer):
         if not self.is_mergeable:
             raise ValueError(
                 f"`merge()` cannot fold this connection: {self.connection.obstacle}. Keep this "
-                "model for inference (`generate`, `save`), or call `disconnect()` to have the "
-                f"tuned model without it. Received: connection={self.connection!r}"
+                "model for inference (`generate`, `save`, `keras_cc.export_saved_model`), or call "
+                "`disconnect()` to have the tuned model without it. "
+                f"Received: connection={self.connection!r}"
             )
         return self._disconnect(fold=True)
 

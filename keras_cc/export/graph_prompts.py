@@ -81,6 +81,9 @@ class GraphPrompts(tf.Module):
         """Encode prompts `(B,)` to `max_length` tokens, but for those with an error already."""
         readable = tf.strings.unicode_transcode(prompts, "UTF-8", "UTF-8", errors="replace")
         errors = _unless(errors, readable == prompts, "The prompt is not valid UTF-8.")
+        # tensorflow-text takes it for the end of the text.
+        has_no_nul = tf.strings.regex_full_match(prompts, r"[^\x00]*")
+        errors = _unless(errors, has_no_nul, "The prompt holds a NUL character.")
         if self.tokenizer.longest is not None:
             # What cannot fit need not be tokenised to know it.
             most = tf.cast(max_length, tf.int64) * self.tokenizer.longest

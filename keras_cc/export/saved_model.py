@@ -49,10 +49,10 @@ def export_saved_model(
         prompts      string (B,)     any batch size
         max_length   int32 ()        with `max_length_argument` alone
         -> text      string (B,)     as `CCCausalLM.generate` gives it, "" where there is an error
-        -> error     string (B,)     "" or why this prompt was not answered: it is not UTF-8, has
-                                     no token, or leaves no room within `max_length`
+        -> error     string (B,)     "" or why this prompt was not answered: it is not UTF-8, holds
+                                     NUL, has no token, or leaves no room in `max_length`
 
-    `score`: one forward pass, without operations that only XLA has.
+    `score`: one forward pass.
 
         token_ids, padding_mask   int32 (B, T)
         -> logits                 float32 (B, T, vocabulary)
@@ -62,6 +62,8 @@ def export_saved_model(
 
         -> log_likelihood         float32 (B,), nats, the sum over the answer's tokens
         -> tokens                 int32 (B,), how many those are
+
+    Neither holds an operation that needs XLA, without which TF Serving runs by default.
 
     What is exported is what a user gets: the monolingual path, merged or not, with a selected
     connection or an `Incline` intervention too. The folder appears when it is whole. In it are also
@@ -122,6 +124,10 @@ def export_saved_model(
         "strip_prompt": flag("strip_prompt", strip_prompt),
         "score": choice("score", score, SCORES),
     }
+    if not isinstance(keras_hub.samplers.get(sampler), keras_hub.samplers.Sampler):
+        raise ValueError(
+            f"`sampler` must be a KerasHub sampler or its name. Received: sampler={sampler!r}"
+        )
     sampler = keras_hub.samplers.get(sampler)
     folder = pathlib.Path(path).resolve() / str(version)
     if folder.exists() and not flag("overwrite", overwrite):

@@ -1,8 +1,17 @@
-"""The two signatures of an exported model, as a `tf.Module`. Imported late: it needs TensorFlow."""
+"""The two signatures of an exported model, as a `tf.Module`. Imported late: it needs TensorFlow.
 
+Notable choices:
+
+- Keras' `slice_update`, with which KerasHub writes its cache, is an operation of XLA's, and TF
+  Serving runs without XLA unless it is started with a flag. While `generate` is traced,
+  TensorFlow's own operations stand in for it.
+"""
+
+import contextlib
 from typing import Any
 
 import tensorflow as tf
+from keras import ops
 
 from keras_cc import generation
 from keras_cc.export.graph_prompts import GraphPrompts
@@ -63,7 +72,7 @@ class Server(tf.Module):
         inputs = {"token_ids": encoded.token_ids, "padding_mask": encoded.padding_mask}
         stop = tuple(self._prompts.stop_token_ids) or None
         model = self._model.value
-        with generation.sampling(model.causal_lm, self._sampler.value):
+        with generation.sampling(model.causal_lm, self._sampler.value), _without_xla():
             outputs = generation.step(model)(inputs, stop_token_ids=stop)
         keep = outputs["padding_mask"]
         if self._strip_prompt:
@@ -86,6 +95,37 @@ class Server(tf.Module):
             "log_likelihood": -tf.reduce_sum(tf.where(is_answer, nats, 0.0), axis=1),
             "tokens": tf.reduce_sum(tf.cast(is_answer, tf.int32), axis=1),
         }
+
+
+@contextlib.contextmanager
+def _without_xla():
+    """Have `keras.ops.slice_update` made of TensorFlow's own operations for a while."""
+    own = ops.slice_update
+    ops.slice_update = slice_update
+    try:
+        yield
+    finally:
+        ops.slice_update = own
+
+
+def slice_update(inputs, start_indices, updates):
+    """What `keras.ops.slice_update` does, without XLA."""
+    inputs, updates = tf.convert_to_tensor(inputs), tf.convert_to_tensor(updates)
+    return _updated(inputs, list(start_indices), tf.cast(updates, inputs.dtype), 0)
+
+
+def _updated(inputs, starts, updates, axis):
+    if axis == len(starts):
+        return updates
+    start, size, width = starts[axis], inputs.shape[axis], updates.shape[axis]
+    if isinstance(start, int) and start == 0 and size == width:
+        return _updated(inputs, starts, updates, axis + 1)
+    width = tf.shape(updates)[axis]
+    start = tf.clip_by_value(tf.cast(start, tf.int32), 0, tf.shape(inputs)[axis] - width)  # as XLA
+    before, within, after = tf.split(
+        inputs, [start, width, tf.shape(inputs)[axis] - start - width], axis, num=3
+    )
+    return tf.concat([before, _updated(within, starts, updates, axis + 1), after], axis)
 
 
 class _Untracked:
