@@ -44,6 +44,8 @@ OPTIONAL = {
     "rouge_score",
     "scipy",
     "tensorboard",
+    "tensorflow_serving",
+    "transformers",
     "tokenizers",
     "sentencepiece",
 }

@@ -9,6 +9,7 @@ import gc
 import importlib.util
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
 import connected
@@ -42,7 +43,7 @@ TEXTS = [
 ]
 PROMPT = "the quick fox"
 # Which backend exports which family to ONNX. tf2onnx 1.17 makes Gemma's embedding scale an input
-# of the graph; with jax2onnx 0.17 no model can be traced (`jnp.arange(n, None)`, which Keras calls).
+# of the graph; jax2onnx 0.17 cannot trace `jnp.arange(n, None)`, which Keras calls.
 ONNX = {}
 if importlib.util.find_spec("onnxruntime"):
     if importlib.util.find_spec("torch") and importlib.util.find_spec("onnxscript"):
@@ -61,16 +62,15 @@ def needs(*packages):
     return pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)}")
 
 
-def merged_model(family, with_preprocessor=True):
-    """A merged model; the logits that it had before the merge, without the English prompt."""
+def connected_model(family, with_preprocessor=True):
+    """A model that was trained in a connection, as far as its numbers tell."""
     if with_preprocessor:
         causal_lm = connected.causal_lm(family, connected.tokenizer_of(family), True)
     else:
         causal_lm = tiny.causal_lm(family)
     model = CCCausalLM(causal_lm)
     connected.train_connection(model)
-    before = logits(model, X)
-    return model.merge(), before
+    return model
 
 
 def relative_error(found, expected):
@@ -81,12 +81,11 @@ def assert_close(found, expected, atol):
     np.testing.assert_allclose(found[MASK == 1], expected[MASK == 1], rtol=0, atol=atol)
 
 
-def open_in_fresh_process(script, folder, *names, backend=None):
-    """Run a script with a folder and names as arguments; the arrays that it wrote there."""
-    np.savez(folder / "x.npz", **X)
-    with mock.patch.dict(os.environ, connected.environment()):  # JAX: what was compiled before
-        run_python(script, folder, *names, backend=backend)
-    with np.load(folder / "found.npz") as file:
+def open_in_fresh_process(script, folder, *names, backend=BACKEND):
+    """Run a script with a folder, a result file in it, and names; the arrays that it wrote."""
+    result = folder / f"found_on_{backend}.npz"
+    run_python(script, folder, result, *names, backend=backend)
+    with np.load(result) as file:
         return {name: file[name] for name in file.files}
 
 
@@ -95,7 +94,8 @@ def open_in_fresh_process(script, folder, *names, backend=None):
 IN_KERAS_HUB = """
 import sys
 import keras, keras_hub, numpy as np
-folder, found, x = sys.argv[1], {}, dict(np.load(sys.argv[1] + "/x.npz"))
+folder, result, *names = sys.argv[1:]
+found, x = {}, dict(np.load(folder + "/x.npz"))
 backend = keras.backend.backend()
 def logits(model):
     call = lambda x: model(x)
@@ -103,7 +103,7 @@ def logits(model):
         import jax
         call = jax.jit(call)
     return keras.ops.convert_to_numpy(call(x))
-for name in sys.argv[2:]:
+for name in names:
     name, _, wishes = name.partition(":")
     model = keras_hub.models.CausalLM.from_preset(f"{folder}/{name}")
     found[name] = logits(model)
@@ -123,7 +123,7 @@ for name in sys.argv[2:]:
                 layer.inputs_quantizer = None
         found[f"{name}/weights_only"] = logits(model)
 assert not [name for name in sys.modules if name.startswith("keras_cc")]
-np.savez(folder + "/found.npz", **found)
+np.savez(result, **found)
 """
 
 
@@ -134,8 +134,11 @@ def presets(tmp_path_factory):
     The folder; of this process, of a fresh one and of one on another backend: arrays by name.
     """
     folder, expected = tmp_path_factory.mktemp("presets"), {}
+    np.savez(folder / "x.npz", **X)
     for family in PRESETS:
-        stock, expected[f"{family}/connected"] = merged_model(family)
+        model = connected_model(family)
+        expected[f"{family}/connected"] = logits(model, X)
+        stock = model.merge()
         expected[family] = logits(stock, X)
         keras_cc.demo.save_preset(stock, folder / family)
         stock.compile(sampler="greedy")
@@ -143,19 +146,26 @@ def presets(tmp_path_factory):
     collect, gc.collect = gc.collect, lambda *_: 0  # Keras calls it for every layer: seconds
     try:
         for mode in ("int8", "int4"):
-            stock, _ = merged_model("llama3")
+            stock = connected_model("llama3").merge()
             stock.backbone.quantize(mode)
             expected[mode] = logits(stock, X)
             keras_cc.demo.save_preset(stock, folder / mode)
     finally:
         gc.collect = collect
-    names = [f"{name}:{ONNX.get(name)}" for name in (*PRESETS, "int8")]
-    here = ["llama3:generate", "gemma3:generate", "int8:kernel", "int4:weights_only"]
-    here = [f"{name},{ONNX.get(name.partition(':')[0])}" for name in here]
-    found = open_in_fresh_process(IN_KERAS_HUB, folder, *here)
-    elsewhere = None
-    if importlib.util.find_spec(OTHER):
-        elsewhere = open_in_fresh_process(IN_KERAS_HUB, folder, *names, backend=OTHER)
+    wishes = {
+        BACKEND: ["llama3:generate", "gemma3:generate", "int8:kernel", "int4:weights_only"],
+        OTHER: ["llama3:", "gemma3:", "int8:"],
+    }
+
+    def found_on(backend):
+        if not importlib.util.find_spec(backend):
+            return None
+        names = [f"{name},{ONNX.get(name.partition(':')[0])}" for name in wishes[backend]]
+        return open_in_fresh_process(IN_KERAS_HUB, folder, *names, backend=backend)
+
+    # On JAX the fresh process finds what this one compiled.
+    with mock.patch.dict(os.environ, connected.environment()), ThreadPoolExecutor(2) as pool:
+        found, elsewhere = pool.map(found_on, wishes)
     return folder, expected, found, elsewhere
 
 
@@ -226,7 +236,7 @@ def test_quantising_a_model_whose_tokenizer_was_never_called(tokenizer_called, m
     the error is too late: every other layer is quantised already.
     """
     monkeypatch.setattr(gc, "collect", lambda *_: 0)
-    stock, _ = merged_model("llama3")
+    stock = connected_model("llama3").merge()
     if tokenizer_called:
         stock.preprocessor.tokenizer(PROMPT)
     elif BACKEND != "torch":
@@ -246,14 +256,15 @@ IN_TRANSFORMERS = """
 import json, sys
 import numpy as np, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-folder, found, x = sys.argv[1], {}, dict(np.load(sys.argv[1] + "/x.npz"))
+folder, result, *names = sys.argv[1:]
+found, x = {}, dict(np.load(folder + "/x.npz"))
 with open(folder + "/texts.json", encoding="utf-8") as file:
     texts = json.load(file)
 inputs = {
     "input_ids": torch.tensor(x["token_ids"]).long(),
     "attention_mask": torch.tensor(x["padding_mask"]).long(),
 }
-for name in sys.argv[2:]:
+for name in names:
     name, _, wishes = name.partition(":")
     model, info = AutoModelForCausalLM.from_pretrained(
         f"{folder}/{name}", dtype=torch.float32, output_loading_info=True
@@ -266,7 +277,7 @@ for name in sys.argv[2:]:
         for i, text in enumerate(texts):
             found[f"{name}/{i}"] = tokenizer(text, add_special_tokens=False).input_ids
 assert not [name for name in sys.modules if name.startswith("keras")]
-np.savez(folder + "/found.npz", **found)
+np.savez(result, **found)
 """
 
 
@@ -274,9 +285,10 @@ np.savez(folder + "/found.npz", **found)
 def exported(tmp_path_factory):
     """As `presets`, of models that KerasHub exported to a folder for `transformers`."""
     folder, expected, names = tmp_path_factory.mktemp("transformers"), {}, []
+    np.savez(folder / "x.npz", **X)
     (folder / "texts.json").write_text(json.dumps(TEXTS), encoding="utf-8")
     for family in (*TRANSFORMERS, "gemma2"):
-        stock, _ = merged_model(family, with_preprocessor=family != "gemma2")
+        stock = connected_model(family, with_preprocessor=family != "gemma2").merge()
         stock.export_to_transformers(str(folder / family))
         expected[family] = logits(stock, X)
         names.append(f"{family}:tokenizer" if family in TOKENIZERS else family)
@@ -310,7 +322,7 @@ def test_gemma_2_is_exported_as_another_model(exported):
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_a_family_without_an_exporter(family, tmp_path):
-    stock, _ = merged_model(family, with_preprocessor=False)
+    stock = connected_model(family, with_preprocessor=False).merge()
     with pytest.raises(ValueError, match="Export to Transformers format not implemented"):
         stock.export_to_transformers(str(tmp_path))
 
@@ -320,15 +332,16 @@ def test_a_family_without_an_exporter(family, tmp_path):
 IN_ONNX_RUNTIME = """
 import sys
 import numpy as np, onnxruntime
-folder, found, x = sys.argv[1], {}, dict(np.load(sys.argv[1] + "/x.npz"))
-for name in sys.argv[2:]:
+folder, result, *names = sys.argv[1:]
+found, x = {}, dict(np.load(folder + "/x.npz"))
+for name in names:
     session = onnxruntime.InferenceSession(
         f"{folder}/{name}.onnx", providers=["CPUExecutionProvider"]
     )
     # By name: their order is the alphabet's.
     found[name] = session.run(None, {i.name: x[i.name] for i in session.get_inputs()})[0]
 assert not [name for name in sys.modules if name.startswith("keras")]
-np.savez(folder + "/found.npz", **found)
+np.savez(result, **found)
 """
 
 

@@ -279,6 +279,25 @@ class TestScore:
             assert {"Einsum", "MatMul", "BatchMatMulV2"} & found
             assert not [op for op in found if op.startswith("Xla")]
 
+    @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the name of a symbol")
+    def test_with_xla_switched_off_as_tf_serving_does(self, exported):
+        model, folder = exported
+        script = """
+import ctypes, json, pathlib, sys
+import tensorflow as tf
+import tensorflow_text
+library = ctypes.CDLL(str(pathlib.Path(tf.__file__).parent / "libtensorflow_cc.so.2"))
+library._ZN10tensorflow21DisableXlaCompilationEv()
+generate = tf.saved_model.load(sys.argv[1]).signatures["generate"]
+found = generate(prompts=tf.constant(["a"]), max_length=tf.constant(64))["text"]
+try:
+    tf.function(lambda x: x + 1, jit_compile=True)(1.0)
+except tf.errors.OpError as error:
+    off = "disabled" in str(error)
+print(json.dumps([found.numpy()[0].decode(), off]))
+"""
+        assert run_python_for_json(script, str(folder)) == [answers(model, "a"), True]
+
 
 @on_tensorflow
 class TestSliceUpdate:

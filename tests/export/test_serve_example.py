@@ -300,7 +300,6 @@ def test_compose_is_as_the_clients_defaults(client, service):
     ports = [f"{defaults.host}:{port}:{port}" for port in (client.GRPC_PORT, client.REST_PORT)]
     assert service["ports"] == ports
     assert service["image"].startswith("tensorflow/serving:2.")
-    assert service["command"] == ["--xla_cpu_compilation_enabled=true"]
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="the health check is bash's")
@@ -322,7 +321,7 @@ def test_the_health_check(rest, service):
     shutil.which("tensorflow_model_server") is None, reason="no tensorflow_model_server on PATH"
 )
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="one backend exports it")
-def test_the_real_server(client, service, tmp_path):
+def test_the_real_server(client, tmp_path):
     import connected
 
     import keras_cc
@@ -333,7 +332,7 @@ def test_the_real_server(client, service, tmp_path):
     keras_cc.export_saved_model(model, tmp_path / "my_model", max_length=40)
     prompts = ["the quick fox", "Kenya'nın para birimi nedir?"]
     expected = model.generate(prompts, max_length=40, strip_prompt=True)
-    with real_server(tmp_path / "my_model", service["command"], tmp_path / "log.txt") as ports:
+    with real_server(tmp_path / "my_model", tmp_path / "log.txt") as ports:
         asked = {"rest": client.ask_rest(prompts, port=ports["rest"], timeout=60)}
         if importlib.util.find_spec("tensorflow_serving"):
             asked["grpc"] = client.ask_grpc(prompts, port=ports["grpc"], timeout=60)
@@ -341,10 +340,10 @@ def test_the_real_server(client, service, tmp_path):
 
 
 @contextlib.contextmanager
-def real_server(model, flags, log, timeout=120):
+def real_server(model, log, timeout=120):
     """A `tensorflow_model_server` that has loaded the model; gives its ports."""
     ports = {"rest": free_port(), "grpc": free_port()}
-    command = ["tensorflow_model_server", f"--model_name={model.name}", *flags]
+    command = ["tensorflow_model_server", f"--model_name={model.name}"]
     command += [f"--model_base_path={model}", f"--rest_api_port={ports['rest']}"]
     with log.open("wb") as file:
         server = subprocess.Popen(
