@@ -13,7 +13,8 @@ Why each is needed:
 - `model._aggregate_additional_loss`: divides a loss that is already a mean by the
   number of replicas on TensorFlow, where gradients are summed over the replicas.
 - `variable._value`: on JAX, None while a trainer holds the value; reading `value` then fails.
-- `model._flatten_layers`: all sublayers; `Model.layers` lists the top only.
+- `model._flatten_layers`: all sublayers; `Model.layers` lists the top only. Loaded int4 layers
+  are repaired among them: Keras 3.15 forgets that their inputs are not quantised.
 - `backbone._lora_enabled_layers`: KerasHub's `save_lora_weights` knows the layers that carry LoRA
   by their place in the list of all, which connecting changes.
 """
@@ -230,6 +231,16 @@ def backbone_config(backbone):
     if "tie_word_embeddings" not in config and _takes(backbone, "tie_word_embeddings"):
         config["tie_word_embeddings"] = bool(getattr(embedding, "tie_weights", False))
     return config
+
+
+def quantise_weights_only(backbone):
+    """Have int4 layers take their inputs as they are, as `quantize("int4")` made them do.
+
+    A saved policy, `"int4/128"`, does not say so, and a loaded layer rounds its inputs to int8.
+    """
+    for layer in _all_layers(backbone):
+        if getattr(layer, "quantization_mode", None) == "int4":
+            layer.inputs_quantizer = None
 
 
 def _takes(backbone, argument):

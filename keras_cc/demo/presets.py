@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from keras_cc import surgery
+
 CACHE_VARIABLE = "KERAS_CC_CACHE"
 MANIFEST = "keras_cc_manifest.json"
 
@@ -182,6 +184,7 @@ def read_preset(
             preprocessor.sequence_length = sequence_length
     options = {} if dtype is None else {"dtype": dtype}
     causal_lm = keras_hub.models.CausalLM.from_preset(path, preprocessor=preprocessor, **options)
+    surgery.quantise_weights_only(causal_lm.backbone)
     return causal_lm, tokenizer
 
 

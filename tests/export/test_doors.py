@@ -222,6 +222,8 @@ def test_int4(presets):
     _, expected, found, _ = presets
     assert_close(found["int4/weights_only"], expected["int4"], 1e-5)
     assert 1e-3 < np.abs(found["int4"] - expected["int4"]).max() < 0.2
+    loaded, _ = keras_cc.demo.load_preset(presets[0] / "int4")
+    assert_close(logits(loaded, X), expected["int4"], 1e-5)
     # A step is 1/7 of the largest weight, 18 times int8's.
     ratio = relative_error(expected["int4"], expected["llama3"])
     ratio /= relative_error(expected["int8"], expected["llama3"])
