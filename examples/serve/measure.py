@@ -43,7 +43,7 @@ class Arguments:
     max_length: int = 64
     """Tokens of prompt and answer."""
     turns: int = 10
-    """Requests to each of two models in `cost`, in turn."""
+    """Forward passes of each of two models in `cost`, in turn."""
     rows: int = 40
     """CLDR questions a language in `quantised`."""
     parts: tuple[str, ...] = PARTS
@@ -140,10 +140,9 @@ def texts(args):
 
 
 def cost(args):
-    """Operations of the merged and the stock model, and seconds a request, in turns."""
+    """Operations of the merged and the stock model, and seconds of a forward pass, in turns."""
     import tensorflow as tf
 
-    prompts = [row["instruction"] for row in questions(["tr"], 8)["tr"]]
     with tempfile.TemporaryDirectory() as scratch:
         presets = {"merged": args.preset, "stock": args.stock}
         folders = {
@@ -168,7 +167,6 @@ def cost(args):
         "ratio, median (lowest to highest)": [
             float(f(ratios)) for f in (np.median, np.min, np.max)
         ],
-        "prompts": len(prompts),
     }
 
 
