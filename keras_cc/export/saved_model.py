@@ -96,8 +96,9 @@ def export_saved_model(
         ValueError: on the PyTorch backend, without a tokenizer, for a tokenizer that cannot be put
             into a graph, an intervention that reads English prompts, or an option that has no such
             value. Nothing is written then.
-        OSError: as writing fails, for example on a full disk. No folder of the version's name
-            stays behind.
+        OSError, or what TensorFlow raises: as writing fails, for example on a full disk. A version
+            that was there is as it was, and nothing else of the version's name stays behind.
+        RuntimeError: on JAX, if the process that runs TensorFlow fails, with what it printed.
 
     Warns:
         UserWarning: if the model has a connection that was never trained.
@@ -130,7 +131,7 @@ def export_saved_model(
         )
     sampler = keras_hub.samplers.get(sampler)
     folder = pathlib.Path(path).resolve() / str(version)
-    if folder.exists() and not flag("overwrite", overwrite):
+    if not flag("overwrite", overwrite) and folder.exists():
         raise FileExistsError(
             "`path` has this version already, and it may be served: give another `version`, or "
             f"`overwrite=True`. Received: version={version}, and there is {folder}"
@@ -196,7 +197,7 @@ def _write_apart(model, folder, sampler, options, warmup_prompts, name):
         script += "saved_model._write_request(sys.argv[1])"
         done = run_under_tensorflow(["-c", script, str(task)], capture_output=True)
     if done.returncode:
-        raise OSError(
+        raise RuntimeError(
             f"The export's TensorFlow process ended with {done.returncode}:\n{done.stderr[-4000:]}"
         )
 
@@ -240,9 +241,15 @@ def _appears_when_whole(folder):
         unfinished = scratch / folder.name
         unfinished.mkdir()
         yield unfinished
+        replaced = scratch / "replaced"
         if folder.exists():
-            folder.rename(scratch / "replaced")
-        unfinished.rename(folder)
+            folder.rename(replaced)
+        try:
+            unfinished.rename(folder)
+        except OSError:
+            if replaced.exists():
+                replaced.rename(folder)
+            raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

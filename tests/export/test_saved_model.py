@@ -376,6 +376,24 @@ print(json.dumps([text.decode() for text in found["text"].numpy()]))
         assert [p.name for p in folder.parent.iterdir()] == ["2"]
         assert not (folder / "assets.extra").exists()
 
+    def test_a_version_is_put_back_where_the_new_one_cannot_take_its_place(
+        self, tmp_path, monkeypatch
+    ):
+        rename = pathlib.Path.rename
+
+        def fail(self, target):
+            if self.name == "1" and self.parent.name.startswith("."):
+                raise OSError("no")
+            return rename(self, target)
+
+        old = tmp_path / "m" / "1"
+        old.mkdir(parents=True)
+        (old / "served").touch()
+        monkeypatch.setattr(pathlib.Path, "rename", fail)
+        with pytest.raises(OSError, match="no"), module._appears_when_whole(old):
+            pass
+        assert [p.name for p in old.parent.iterdir()] == ["1"] and (old / "served").exists()
+
     def test_the_warm_up_file_holds_requests(self, exported):
         pytest.importorskip("tensorflow_serving")
         import tensorflow as tf
@@ -481,6 +499,7 @@ class TestRefusals:
             ({"strip_prompt": "no"}, "strip_prompt"),
             ({"score": "nats"}, "score"),
             ({"sampler": "bees"}, "bees"),
+            ({"overwrite": "yes"}, "overwrite"),
         ],
     )
     def test_options(self, options, match, tmp_path):
@@ -534,19 +553,27 @@ class TestThroughAProcess:
     """From another backend than TensorFlow: in a process of its own."""
 
     @pytest.mark.skipif(BACKEND != "jax", reason="TensorFlow needs no process, torch is refused")
-    def test_from_jax(self, tmp_path):
-        model = text_model()
+    @pytest.mark.parametrize("kind", ["connected", "stock"])
+    def test_from_jax(self, kind, tmp_path):
+        model = text_model(with_preprocessor=kind == "stock")
+        if kind == "stock":
+            causal_lm = model.merge()
+            assert causal_lm.preprocessor is not None
         folder = keras_cc.export_saved_model(
-            model, tmp_path / "m", max_length=LENGTH, card=keras_cc.export.ModelCard("tiny")
+            model if kind == "connected" else causal_lm,
+            tmp_path / "m",
+            max_length=LENGTH,
+            card=keras_cc.export.ModelCard("tiny"),
         )
         assert ask(folder, PROMPTS)[0] == answers(model)
-        assert "FusedConnection" in (folder / "README.md").read_text()
+        card = (folder / "README.md").read_text()
+        assert ("FusedConnection" in card) == (kind == "connected")
         assert [p.name for p in folder.parent.iterdir()] == ["1"]
 
     @pytest.mark.skipif(BACKEND != "jax", reason="TensorFlow needs no process, torch is refused")
     def test_a_process_that_fails_is_an_error_here(self, tmp_path, monkeypatch):
         monkeypatch.setattr(module, "run_under_tensorflow", _failing)
-        with pytest.raises(OSError, match="no memory"):
+        with pytest.raises(RuntimeError, match="no memory"):
             keras_cc.export_saved_model(text_model(), tmp_path / "m")
         assert list((tmp_path / "m").iterdir()) == []
 
