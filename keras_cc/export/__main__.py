@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import pathlib
 import sys
 
 import keras
@@ -48,7 +49,14 @@ def load(source: str, template: str | None):
             return model, None
         inner = preprocessor.preprocessor
         return model, CCPreprocessor(inner, preprocessor.max_length, template=template)
-    model, tokenizer = keras_cc.demo.load_preset(source)
+    try:
+        model, tokenizer = keras_cc.demo.load_preset(source)
+    except FileNotFoundError as error:
+        raise ValueError(
+            "`source` must be a preset with a tokenizer, which becomes a part of the graph: save "
+            "it by `keras_cc.demo.save_preset(model, folder, tokenizer=tokenizer)`. "
+            f"Received: {source}, where {error}"
+        ) from error
     if template is None:
         return model, None
     inner = model.preprocessor or tokenizer
@@ -57,13 +65,24 @@ def load(source: str, template: str | None):
 
 
 def main(argv: list[str]) -> int:
-    """Run the command line; gives the exit status."""
+    """Run the command line; gives the exit status: 1 with a line on standard error if refused."""
     args = arguments_of(argv)
     if keras.backend.backend() != "tensorflow":
         return run_under_tensorflow(["-m", "keras_cc.export", *argv]).returncode
+    try:
+        folder = export(args)
+    except (ValueError, TypeError, OSError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps({"saved_model": str(folder)}))
+    return 0
+
+
+def export(args: argparse.Namespace) -> pathlib.Path:
+    """Do what the command line says; gives the version's folder."""
     model, preprocessor = load(args.source, args.template)
     warmup = {} if args.warmup_prompts is None else {"warmup_prompts": args.warmup_prompts}
-    folder = export_saved_model(
+    return export_saved_model(
         model,
         args.path,
         version=args.version,
@@ -85,8 +104,6 @@ def main(argv: list[str]) -> int:
         ),
         **warmup,
     )
-    print(json.dumps({"saved_model": str(folder)}))
-    return 0
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from backend_tools import run_python_for_json
 
 import keras_cc
 import keras_cc.demo
+from keras_cc.export import __main__
 from keras_cc.export import saved_model as module
 
 BACKEND = keras.backend.backend()
@@ -604,6 +605,20 @@ class TestThroughAProcess:
         prompts = [p for p in PROMPTS if p.isascii()]
         assert ask(folder, prompts)[0] == answers(model, prompts)
         assert "| Languages | tr, sw |" in (folder / "README.md").read_text()
+
+    @on_tensorflow
+    def test_the_command_line_refuses_in_a_line(self, tmp_path, capsys):
+        tiny.causal_lm().save_to_preset(tmp_path / "preset")
+        (tmp_path / "served" / "1").mkdir(parents=True)
+        path = str(tmp_path / "served")
+        assert __main__.main([str(tmp_path / "preset"), path]) == 1
+        assert "must be a preset with a tokenizer" in capsys.readouterr().err
+        assert __main__.main(["demo:nothing", path]) == 1
+        assert "nothing" in capsys.readouterr().err
+        text_model().save(tmp_path / "model.keras")
+        assert __main__.main([str(tmp_path / "model.keras"), path]) == 1
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert line.startswith("FileExistsError: `path` has this version already")
 
 
 def _failing(arguments, **options):
