@@ -463,3 +463,13 @@ def test_endings_and_connections_that_cannot_be_saved(tmp_path):
     with pytest.raises(ValueError, match=nothing):
         model.save_cc_weights(tmp_path / "connection.safetensors")
     assert os.listdir(tmp_path) == []
+
+
+def test_what_a_model_was_tuned_with_is_known_after_the_merge():
+    """For model cards."""
+    model = CCCausalLM(tiny.causal_lm(), FusedConnection(rank=3), ["dft"])
+    known = model.method
+    assert known.startswith("FusedConnection(") and "rank=3" in known and "DFT(" in known
+    model.merge()
+    assert model.connection is None and model.method == known
+    assert CCCausalLM(tiny.causal_lm(), None).method == "plain fine-tuning"
