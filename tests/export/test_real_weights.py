@@ -15,6 +15,8 @@ import keras_cc.demo
 
 pytestmark = [
     pytest.mark.slow,
+    # KerasHub leaves the vocabulary's file open.
+    pytest.mark.filterwarnings("ignore:unclosed file.*vocabulary.spm:ResourceWarning"),
     pytest.mark.skipif(
         keras.backend.backend() != "tensorflow", reason="exported by TensorFlow: tested once"
     ),
