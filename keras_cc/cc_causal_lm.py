@@ -110,20 +110,20 @@ class CCCausalLM(PairedTrainer):
             inner = causal_lm.preprocessor
             preprocessor = None if inner is None else CCPreprocessor(inner)
         # Untracked, as everything that belongs to the causal LM: it is tracked there.
-        self._preprocessor = _Untracked(None)
+        self._preprocessor = Untracked(None)
         self.preprocessor = preprocessor
         # For a model card: after `merge()` there is neither connection nor objective to be asked.
         parts = [repr(part) for part in (self.connection, *self.objectives) if part is not None]
         self.method = ", ".join(parts) or "plain fine-tuning"
-        self._head = _Untracked(surgery.language_model_head(causal_lm))
-        self._connection_layers = _Untracked({})
+        self._head = Untracked(surgery.language_model_head(causal_lm))
+        self._connection_layers = Untracked({})
         if self.connection is not None:
             self._connection_layers.value = surgery.connect(causal_lm, self.connection)
         self.causal_lm = causal_lm
-        self._lens = _Untracked(None)
-        self._generate_function = _Untracked(None)
-        self._is_tapped = _Untracked(False)
-        self._intervention = _Untracked(None)
+        self._lens = Untracked(None)
+        self._generate_function = Untracked(None)
+        self._is_tapped = Untracked(False)
+        self._intervention = Untracked(None)
         self.intervention = intervention
         self.seed_generator = keras.random.SeedGenerator()
         # Nothing is left to build, and Keras asks (backups, weights, stateless calls).
@@ -489,8 +489,8 @@ class CCCausalLM(PairedTrainer):
         return cls(**config)
 
 
-class _Untracked:
-    """Holds a value that Keras and torch must not track as a part of the model."""
+class Untracked:
+    """Holds a value that Keras, torch or a SavedModel must not track as a part of the model."""
 
     def __init__(self, value):
         self.value = value

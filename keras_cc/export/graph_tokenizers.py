@@ -168,7 +168,7 @@ class BytePairGraph(tf.Module):
 
     def _merged(self, words):
         """Ids of every part of `words` `(parts, None)`, as `(parts, None)`."""
-        # (words, None), of bytes; a byte is one where it stands by itself
+        # Flat: the bytes of all words, as ids, and beside each the number of its word.
         symbols = tf.io.decode_raw(tf.strings.reduce_join(words.flat_values), tf.uint8)
         symbols = tf.gather(self._byte_ids, tf.cast(symbols, tf.int32))
         lengths = tf.strings.length(words.flat_values, unit="BYTE")

@@ -14,6 +14,7 @@ import tensorflow as tf
 from keras import ops
 
 from keras_cc import generation
+from keras_cc.cc_causal_lm import Untracked
 from keras_cc.export.graph_prompts import GraphPrompts
 
 
@@ -40,7 +41,7 @@ class Server(tf.Module):
         score: str,
     ) -> None:
         super().__init__()
-        self._model, self._sampler = _Untracked(model), _Untracked(sampler)
+        self._model, self._sampler = Untracked(model), Untracked(sampler)
         # tf.Variables, and no Keras objects: a SavedModel would trace the calls of those too.
         self._variables = [v.value for v in (*model.variables, *sampler.variables)]
         self._max_length, self._strip_prompt = max_length, strip_prompt
@@ -48,14 +49,14 @@ class Server(tf.Module):
         strings = tf.TensorSpec([None], tf.string, "prompts")
         ids = tf.TensorSpec([None, None], tf.int32, "token_ids")
         mask = tf.TensorSpec([None, None], tf.int32, "padding_mask")
-        answers = tf.TensorSpec([None, None], tf.int32, "answer_mask")
+        answer = tf.TensorSpec([None, None], tf.int32, "answer_mask")
         length = [tf.TensorSpec([], tf.int32, "max_length")] if max_length_argument else []
         generate = self._generate if max_length_argument else self._generate_fixed
         score_of = self._logits if score == "logits" else self._log_likelihood
-        answers = [] if score == "logits" else [answers]
+        answer = [] if score == "logits" else [answer]
         self.functions = {
             "generate": tf.function(generate, [strings, *length]),
-            "score": tf.function(score_of, [ids, mask, *answers]),
+            "score": tf.function(score_of, [ids, mask, *answer]),
         }
 
     def _generate_fixed(self, prompts):
@@ -126,10 +127,3 @@ def _updated(inputs, starts, updates, axis):
         inputs, [start, width, tf.shape(inputs)[axis] - start - width], axis, num=3
     )
     return tf.concat([before, _updated(within, starts, updates, axis + 1), after], axis)
-
-
-class _Untracked:
-    """Holds a Keras object that is no part of the SavedModel."""
-
-    def __init__(self, value):
-        self.value = value
