@@ -25,7 +25,7 @@ from keras_cc.comparison.costs import inference_cost, machine, own_parameters
 from keras_cc.comparison.experiment import UNTUNED, VERSION, Experiment
 from keras_cc.comparison.rows import load_rows, spread
 from keras_cc.data import augment_with_translation
-from keras_cc.evaluation import atlas, tasks
+from keras_cc.evaluation import atlas, evaluate, tasks
 from keras_cc.evaluation.metrics import first_line
 from keras_cc.evaluation.scorer import Scorer
 from keras_cc.preprocessing import CCPreprocessor
@@ -70,7 +70,7 @@ def run(experiment: Experiment, answers: Any = None, verbose: "int | str" = "aut
 
     start = time.perf_counter()
     scorer = Scorer(model, batch_size=2 * experiment.batch_size, verbose=verbose)
-    result = tasks.evaluate(
+    result = evaluate(
         model,
         task,
         rows["scored"],

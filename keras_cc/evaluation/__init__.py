@@ -12,9 +12,9 @@ from keras_cc.evaluation.atlas import GateAtlas as GateAtlas
 from keras_cc.evaluation.atlas import gate_atlas as gate_atlas
 from keras_cc.evaluation.scorer import LogLikelihood as LogLikelihood
 from keras_cc.evaluation.scorer import Scorer as Scorer
+from keras_cc.evaluation.task_scores import TaskResult as TaskResult
+from keras_cc.evaluation.task_scores import evaluate as evaluate
 from keras_cc.evaluation.tasks import Task as Task
-from keras_cc.evaluation.tasks import TaskResult as TaskResult
-from keras_cc.evaluation.tasks import evaluate as evaluate
 
 # What needs packages of the extra, by the module that it is in.
 _ON_USE: dict[str, str] = {"KerasLM": "keras_cc.evaluation.harness"}
