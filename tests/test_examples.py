@@ -1,5 +1,6 @@
 """The examples, the notebook and the README's code run as printed, on a tiny model."""
 
+import json
 import pathlib
 import re
 import sys
@@ -11,6 +12,7 @@ import tiny
 import tiny_tokenizers
 
 import keras_cc
+import keras_cc.comparison
 import keras_cc.demo
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -228,3 +230,22 @@ import test_examples
 keras_cc.demo.load = test_examples.tiny_load
 LANGUAGES, STEPS, BATCH_SIZE, MAX_LENGTH, HELD_OUT = ["tr", "en"], 2, 2, 160, 2
 """
+
+
+RESULTS = sorted((EXAMPLES / "results").glob("*/cells/*.json"))
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="the study ran on JAX")
+@pytest.mark.parametrize("file", RESULTS, ids=lambda file: f"{file.parts[-3]}-{file.stem}")
+def test_a_cell_of_the_study_is_of_the_options_that_it_names(file):
+    """Where this fails, a default has changed, and the study's tables are of the old one."""
+    pytest.importorskip("babel", reason="the CLDR set needs babel")
+    config = json.loads(file.read_text(encoding="utf-8"))["config"]
+    config = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in config.items()
+    }
+    assert keras_cc.comparison.Experiment(**config).key == file.stem
+
+
+def test_the_study_is_there():
+    assert {file.parts[-3] for file in RESULTS} == {"gemma3_270m", "smollm2_135m"}
