@@ -2,8 +2,8 @@
 
 Notable choices:
 
-- Continuations that differ in their last token alone ("A", "B", "C", "D") share one row: that
-  token is not fed to the model, so their rows would be the same.
+- Continuations of one context share a row where one, without its last token, begins another: that
+  token is not fed to the model. So "A", "B", "C", "D" and "A" with an end token are one row.
 - Log-probabilities come back token by token and are summed in float64.
 """
 
@@ -140,12 +140,12 @@ class Scorer:
             inputs, positions = self._padded(batch, has_pivots=pivots is not None)
             results = self._compiled.run(inputs)
             for i, row in enumerate(batch):
-                where = (positions[i] >= row.start - 1) & (positions[i] < len(row.ids))
-                totals = results["log_p"][i][where].astype("float64").sum(axis=0)
-                is_greedy = results["is_best"][i][where].all(axis=0)
-                for k, number in enumerate(row.numbers):
-                    tokens = len(requests[number][1])
-                    yield number, LogLikelihood(float(totals[k]), bool(is_greedy[k]), tokens)
+                start = row.start - 1 - positions[i, 0]
+                for k, (number, rest) in enumerate(row.continuations):
+                    where = (i, slice(start, start + len(rest)), k)
+                    total = results["log_p"][where].astype("float64").sum()
+                    is_greedy = results["is_best"][where].all()
+                    yield number, LogLikelihood(float(total), bool(is_greedy), len(rest))
             progress.update(first + len(batch))
         for number, (_, rest) in enumerate(requests):
             if not rest:
@@ -202,11 +202,12 @@ class Scorer:
             answer_mask[i, row.start - 1 : len(row.ids)] = 1
             # The window covers the continuation and lies inside the row.
             positions[i] = min(row.start - 1, token_ids.shape[1] - window) + np.arange(window)
-        labels = np.take_along_axis(np.roll(token_ids, -1, axis=1), positions, axis=1)
-        alternatives = width_of(max(len(row.last_ids) for row in batch), least=1)
-        labels = np.repeat(labels[..., None], alternatives, axis=-1)
+        alternatives = width_of(max(len(row.continuations) for row in batch), least=1)
+        labels = np.zeros((*positions.shape, alternatives), "int32")
         for i, row in enumerate(batch):
-            labels[i, len(row.ids) - 1 - positions[i, 0], : len(row.last_ids)] = row.last_ids
+            start = row.start - 1 - positions[i, 0]
+            for k, (_, rest) in enumerate(row.continuations):
+                labels[i, start : start + len(rest), k] = rest
         inputs = {
             "token_ids": token_ids,
             "padding_mask": padding_mask,
@@ -251,25 +252,32 @@ class Scorer:
 
 @dataclasses.dataclass
 class _Row:
-    """What is fed to the model once, for requests that differ in their last id alone."""
+    """What is fed to the model once, for continuations that begin alike."""
 
     ids: tuple[int, ...]
     start: int  # how many of them are context
     pivot: tuple[int, ...]
-    numbers: list[int] = dataclasses.field(default_factory=list)  # of the requests
-    last_ids: list[int] = dataclasses.field(default_factory=list)  # theirs
+    continuations: list[tuple[int, tuple[int, ...]]] = dataclasses.field(default_factory=list)
 
 
 def _rows(requests, pivots):
     """The rows that answer the requests, the longest first."""
-    rows: dict[Any, _Row] = {}
-    for number, ((context, rest), pivot) in enumerate(zip(requests, pivots, strict=True)):
-        if rest:
-            key = (context + rest[:-1], len(context), pivot)
-            row = rows.setdefault(key, _Row(*key))
-            row.numbers.append(number)
-            row.last_ids.append(rest[-1])
-    return sorted(rows.values(), key=lambda row: -len(row.ids))
+    keys = [
+        (len(context), pivot, context + rest[:-1])
+        for (context, rest), pivot in zip(requests, pivots, strict=True)
+    ]
+    rows: list[_Row] = []
+    # What begins another comes right after it, or after others that it begins.
+    for number in sorted(range(len(requests)), key=keys.__getitem__, reverse=True):
+        start, pivot, ids = keys[number]
+        rest = requests[number][1]
+        if not rest:
+            continue
+        last = rows[-1] if rows else None
+        if last is None or (last.start, last.pivot, last.ids[: len(ids)]) != (start, pivot, ids):
+            rows.append(_Row(ids, start, pivot))
+        rows[-1].continuations.append((number, rest))
+    return sorted(rows, key=lambda row: -len(row.ids))
 
 
 def width_of(length: int, least: int = MIN_WIDTH) -> int:

@@ -4,10 +4,12 @@ import connected
 import numpy as np
 import pytest
 import tiny
+from hypothesis import given
+from hypothesis import strategies as st
 
 import keras_cc
 from keras_cc.evaluation import LogLikelihood, Scorer
-from keras_cc.evaluation.scorer import width_of
+from keras_cc.evaluation.scorer import _rows, width_of
 
 RNG = np.random.default_rng(0)
 
@@ -67,9 +69,9 @@ class TestScores:
         assert [f.is_greedy for f in found] == [True, False, False]
         assert_scores(found, by_hand(model, requests))
 
-    def test_options_that_differ_in_their_last_token_share_one_row(self, model, monkeypatch):
+    def test_continuations_that_begin_alike_share_one_row(self, model, monkeypatch):
         context = ids(7, 40)
-        options = [[5], [6], [7], [5], [6, 5], [6, 9], [8, 5]]
+        options = [[5], [6], [7], [5], [6, 5], [6, 9], [8, 5], [6, 5, 4, 3], [6, 7, 2]]
         requests = [(context, option) for option in options]
         # Another context of the same ids is another row: its prompt ends elsewhere.
         requests.append(([*context, 6], [5]))
@@ -83,7 +85,7 @@ class TestScores:
         monkeypatch.setattr(scorer._compiled, "run", spy)
         found = scorer.log_likelihoods(requests)
         assert_scores(found, by_hand(model, requests))
-        # [], [6] and [8] after the context, and the one after the longer context: 4 rows.
+        # [6, 5, 4], [6, 7] and [8] after the context, and the one after the longer context: 4 rows.
         assert [rows.shape for rows in fed] == [(2, 16), (2, 16)]
 
     def test_a_window_of_several_pieces(self, model, monkeypatch):
@@ -205,3 +207,24 @@ def test_widths():
     assert sorted({width_of(n) for n in range(1, 200)}) == [16, 24, 32, 48, 64, 96, 128, 192, 256]
     assert sorted({width_of(n, least=1) for n in range(1, 13)}) == [1, 2, 3, 4, 6, 8, 12]
     assert all(n <= width_of(n) < max(17, 1.5 * n) for n in range(1, 2000))
+
+
+few_ids = st.lists(st.integers(1, 3), max_size=4).map(tuple)
+
+
+@given(st.lists(st.tuples(few_ids.filter(len), few_ids, few_ids)))
+def test_rows_hold_each_request_once_and_none_begins_another(found):
+    requests, pivots = [(context, rest) for context, rest, _ in found], [p for *_, p in found]
+    rows = _rows(requests, pivots)
+    held = sorted(number for row in rows for number, _ in row.continuations)
+    assert held == [number for number, (_, rest) in enumerate(requests) if rest]
+    for row in rows:
+        for number, rest in row.continuations:
+            context, own = requests[number]
+            fed = context + own[:-1]
+            assert rest == own and pivots[number] == row.pivot
+            assert row.start == len(context) and row.ids[: len(fed)] == fed
+        begun = [r for r in rows if (r.start, r.pivot, r.ids[: len(row.ids)]) ==
+                 (row.start, row.pivot, row.ids)]  # fmt: skip
+        assert begun == [row]
+    assert [len(row.ids) for row in rows] == sorted((len(r.ids) for r in rows), reverse=True)
