@@ -1,15 +1,11 @@
 """TensorFlow, JAX and torch train alike: one trajectory from the same weights on each."""
 
-import importlib.util
 import pathlib
 
-import keras
 import numpy as np
 import pytest
-from backend_tools import run_python_for_json
+from backend_tools import BACKENDS, INSTALLED, once, run_python_for_json
 
-BACKENDS = ("jax", "tensorflow", "torch")
-INSTALLED = [name for name in BACKENDS if importlib.util.find_spec(name) is not None]
 NAMES = (
     "gemma",
     "gemma3",
@@ -32,10 +28,7 @@ pytestmark = [
     pytest.mark.skipif(
         len(INSTALLED) < 2, reason=f"needs two backends to compare; installed: {INSTALLED}"
     ),
-    pytest.mark.skipif(
-        bool(INSTALLED) and keras.backend.backend() != INSTALLED[0],
-        reason=f"compares all backends at once, in the run on {INSTALLED[:1]}",
-    ),
+    once,
 ]
 
 

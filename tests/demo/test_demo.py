@@ -1,10 +1,13 @@
 """Tests of `keras_cc.demo`: the readers on tiny files, the real weights against Hugging Face."""
 
+import hashlib
+import importlib.metadata
 import importlib.util
 import itertools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +15,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from backend_tools import once
 
 import keras_cc.demo
 from keras_cc.demo import gemma3, presets, smollm2
@@ -617,19 +621,29 @@ def test_import_brings_no_framework():
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory):
-    """Hugging Face's ids and logits of a model, computed once in a process of its own."""
-    folder = tmp_path_factory.mktemp("hf")
-    texts = folder / "texts.json"
-    texts.write_text(json.dumps(TEXTS), encoding="utf-8")
-    done = {}
+def reference(pytestconfig, tmp_path_factory):
+    """Hugging Face's ids and logits of a model, computed in a process of its own.
+
+    They are kept in pytest's cache: the runs on other backends compare with the same.
+    """
+    script = HERE / "hf_reference.py"
 
     def get(name):
-        if name not in done:
+        package = gemma3.PACKAGE if name == "gemma3_270m" else smollm2.PACKAGE
+        packages = ("torch", "transformers", "gguf", package)
+        versions = [importlib.metadata.version(package) for package in packages]
+        facts = [script.read_text(encoding="utf-8"), TEXTS, versions]
+        key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+        kept = pytestconfig.cache.mkdir("hugging_face") / f"{name}-{key}.npz"
+        if not kept.exists():
+            folder = tmp_path_factory.mktemp("hf")
+            texts, found = folder / "texts.json", folder / "found.npz"
+            texts.write_text(json.dumps(TEXTS), encoding="utf-8")
             gguf = gemma3.gguf_path(folder) if name == "gemma3_270m" else smollm2.gguf_path()
-            run_python(HERE / "hf_reference.py", gguf, texts, folder / f"{name}.npz")
-            done[name] = dict(np.load(folder / f"{name}.npz"))
-        return done[name]
+            run_python(script, gguf, texts, found)
+            shutil.copy(found, kept.with_suffix(".part"))
+            kept.with_suffix(".part").replace(kept)
+        return dict(np.load(kept))
 
     return get
 
@@ -685,6 +699,7 @@ assert not any(name.split(".")[0] == "tensorflow" for name in loaded)
 """
 
 
+@once
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_conversion_and_loading_without_tensorflow(name, tmp_path):
