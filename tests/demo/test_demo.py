@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -637,12 +636,11 @@ def reference(pytestconfig, tmp_path_factory):
         kept = pytestconfig.cache.mkdir("hugging_face") / f"{name}-{key}.npz"
         if not kept.exists():
             folder = tmp_path_factory.mktemp("hf")
-            texts, found = folder / "texts.json", folder / "found.npz"
+            texts, unfinished = folder / "texts.json", kept.with_suffix(".part.npz")
             texts.write_text(json.dumps(TEXTS), encoding="utf-8")
             gguf = gemma3.gguf_path(folder) if name == "gemma3_270m" else smollm2.gguf_path()
-            run_python(script, gguf, texts, found)
-            shutil.copy(found, kept.with_suffix(".part"))
-            kept.with_suffix(".part").replace(kept)
+            run_python(script, gguf, texts, unfinished)
+            unfinished.replace(kept)
         return dict(np.load(kept))
 
     return get
