@@ -80,6 +80,20 @@ def text_model(family, connection="fused", with_preprocessor=False, **options):
     return keras_cc.CCCausalLM(model, connection, preprocessor=preprocessor)
 
 
+def answering_model(connection=None, sampler="greedy", preprocessing=None, **options):
+    """A compiled tiny Llama that takes strings, with a connection that stands for a trained one.
+
+    `preprocessing` holds the options of its `CCPreprocessor`, `options` those of `CCCausalLM`.
+    """
+    tokenizer = tokenizer_of("llama3")
+    preprocessor = keras_cc.CCPreprocessor(tokenizer, **(preprocessing or {}))
+    model = causal_lm("llama3", tokenizer)
+    model = keras_cc.CCCausalLM(model, connection, preprocessor=preprocessor, **options)
+    train_connection(model, scale=0.3)
+    model.compile("sgd", sampler=sampler, **QUICK)
+    return model
+
+
 def train_connection(model, seed=1, scale=0.1):
     """Stand in for training: draw gates and transforms, so that no two paths agree."""
     for layer in model.connection_layers().values():

@@ -42,16 +42,8 @@ PROMPTS = [
 cut = pytest.mark.filterwarnings("ignore:.* fills max_length")
 
 
-def make(connection=None, sampler="greedy", **options):
-    tokenizer = connected.tokenizer_of("llama3")
-    model = keras_cc.CCCausalLM(
-        connected.causal_lm("llama3", tokenizer),
-        connection,
-        preprocessor=keras_cc.CCPreprocessor(tokenizer, max_length=128, **options),
-    )
-    connected.train_connection(model, scale=0.3)
-    model.compile("sgd", sampler=sampler, **connected.QUICK)
-    return model
+def make(connection=None, sampler="greedy", **preprocessing):
+    return connected.answering_model(connection, sampler, {"max_length": 128, **preprocessing})
 
 
 @pytest.fixture(scope="module")

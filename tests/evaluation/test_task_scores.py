@@ -45,16 +45,8 @@ QUESTIONS = {
 
 
 def make(connection=None, sampler="greedy", template=None, max_length=LENGTH, **options):
-    tokenizer = connected.tokenizer_of("llama3")
-    model = keras_cc.CCCausalLM(
-        connected.causal_lm("llama3", tokenizer),
-        connection,
-        preprocessor=keras_cc.CCPreprocessor(tokenizer, max_length=max_length, template=template),
-        **options,
-    )
-    connected.train_connection(model, scale=0.3)
-    model.compile("sgd", sampler=sampler, **connected.QUICK)
-    return model
+    preprocessing = {"template": template, "max_length": max_length}
+    return connected.answering_model(connection, sampler, preprocessing, **options)
 
 
 @pytest.fixture(scope="module")
