@@ -1,5 +1,6 @@
-"""Fixtures that tests of several files use, and how JAX compiles while they run."""
+"""Fixtures that tests of several files use, how JAX compiles while they run, and their order."""
 
+import collections
 import os
 import subprocess
 import sys
@@ -11,7 +12,8 @@ import pytest
 QUICK_TO_COMPILE = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 
 
-def pytest_configure():
+def pytest_configure(config):
+    config.option.loadscopereorder = False  # of pytest-xdist: the order below stands
     if os.environ.get("KERAS_BACKEND") != "jax" or "XLA_FLAGS" in os.environ:
         return
     # XLA ends a process whose flags it does not know, as another version may: one tries.
@@ -19,6 +21,17 @@ def pytest_configure():
     script = [sys.executable, "-c", "import jax; jax.jit(abs)(1.0)"]
     if subprocess.run(script, env=environment, capture_output=True).returncode == 0:
         os.environ["XLA_FLAGS"] = QUICK_TO_COMPILE
+
+
+def pytest_collection_modifyitems(items):
+    """Files with real weights first, then those with the most tests.
+
+    A process never gives back all that TensorFlow compiled in it, and the weights of a real model
+    need gigabytes beside that: at the end of a run there is no room for both.
+    """
+    tests = collections.Counter(item.path for item in items)
+    real = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path not in real, -tests[item.path]))
 
 
 @pytest.fixture
