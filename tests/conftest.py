@@ -26,8 +26,8 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(items):
     """Files with real weights first, then those with the most tests.
 
-    A process never gives back all that TensorFlow compiled in it, and the weights of a real model
-    need gigabytes beside that: at the end of a run there is no room for both.
+    On TensorFlow a process grows by gigabytes over a run, though models are freed, and the weights
+    of a real one need gigabytes beside that: early there is room for both.
     """
     tests = collections.Counter(item.path for item in items)
     real = {item.path for item in items if item.get_closest_marker("slow")}
