@@ -64,7 +64,7 @@ class Arguments:
     max_length: int = 0
     """Tokens of a row; 0: the longest there is."""
     template: str | None = "{instruction}\n"
-    """Prompt template: a name, or text with {instruction}."""
+    """Prompt template: a name, or text with {instruction}. Tasks of endings have none."""
     translation_share: float = 0.5
     """Share of the pairs that translation-augmented recipes make instructions of."""
     workers: int = 1

@@ -351,6 +351,34 @@ class TestRun:
         assert cell["rows"]["train"] == 32 and set(cell["scores"]) == {"accuracy", "nll"}
         assert np.isfinite(cell["scores"]["nll"]["tr"]).all()
 
+    def test_endings_are_trained_as_they_are_scored(self, tiny_demo, tmp_path, monkeypatch):
+        settings = {**SMALL, **write_xnli(tmp_path), "task": "xstorycloze_endings"}
+        for path in tmp_path.glob("*/xnli"):
+            path.rename(path.with_name("xstorycloze"))
+        for path in tmp_path.glob("*/xstorycloze/*.jsonl"):
+            rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+            for row in rows:
+                row["instruction"] = f"the {row['id']}\n(1) fox\n(2) dog\nWhich?"
+                row["instruction_en"] = row["instruction"]
+            path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+        seen, fit = [], keras_cc.CCCausalLM.fit
+
+        def spy(model, rows, **kwargs):
+            x = model.preprocessor(rows[:1])[0]
+            ids = x["token_ids"][0][np.asarray(x["padding_mask"][0], bool)].tolist()
+            seen.append((model.tokenizer, ids, int(np.asarray(x["answer_mask"]).sum())))
+            return fit(model, rows, **kwargs)
+
+        monkeypatch.setattr(keras_cc.CCCausalLM, "fit", spy)
+        cell = comparison.run(Experiment("cc", **settings), verbose=0)
+        ((tokenizer, ids, answer),) = seen
+        assert ids[0] == tokenizer.start_token_id
+        # The story without a template, its right ending, and no token more than the end token.
+        assert tokenizer.detokenize(ids[1:]).startswith("the 0 fox")
+        assert answer == len(tokenizer.tokenize(" fox")) + 1
+        assert set(cell["scores"]) == {"accuracy", "accuracy_per_character", "nll"}
+        assert cell["atlas"] is not None
+
     @pytest.mark.parametrize(
         ("connection", "passes_of_user"),
         [(None, 1), ("selected", 2), (FusedConnection(transform="mlp"), 1)],

@@ -47,7 +47,7 @@ class Experiment:
             token embedding, which is most of a small multilingual model), or `"lora"`.
         lora_rank: int, of `"lora"`.
         max_length: int, tokens of a row; 0 for the longest there is among the rows.
-        template: as `CCPreprocessor` takes.
+        template: as `CCPreprocessor` takes; tasks of kind `"endings"` have none.
         translation_share: float, of `keras_cc.data.augment_with_translation`.
     """
 

@@ -224,7 +224,9 @@ def _answers_file(experiment):
 
 def _preprocessor(experiment, inner, rows):
     """With room for the longest row, so that nothing is cut; widths are multiples of 8."""
-    own = CCPreprocessor(inner, template=experiment.template)
+    # A story and its ending are one text, trained on as they are scored.
+    template = None if tasks.get(experiment.task).kind == "endings" else experiment.template
+    own = CCPreprocessor(inner, template=template)
     every = [*rows["train"], *rows["held_out"], *(r for k in rows["scored"].values() for r in k)]
     augment = None if experiment.recipe == UNTUNED else experiment.resolve().augment
     if augment == "translation":
@@ -239,7 +241,7 @@ def _preprocessor(experiment, inner, rows):
         inner,
         max_length=experiment.max_length or -(-longest // 8) * 8,
         pivot_max_length=-(-max(map(len, pivots)) // 8) * 8,
-        template=experiment.template,
+        template=template,
     )
 
 

@@ -1,15 +1,10 @@
-"""What a benchmark asks of the model: its rows, read, and the requests to the scorer. Not public.
-
-Stories and their endings are taken out of the instructions of XStoryCloze and XCOPA here.
-"""
+"""What a benchmark asks of the model: its rows, and the requests to the scorer. Not public."""
 
 import dataclasses
-import re
 import warnings
 
 from keras_cc.data import pairs
 from keras_cc.data.columns import to_columns
-from keras_cc.evaluation.metrics import TURKIC
 from keras_cc.tokenization import TemplateTokenizer
 
 
@@ -22,9 +17,8 @@ class Example:
     gold: str
     answers: list[str]
     pivot: str | None
-
-    def endings(self):
-        return _story(self.prompt, self.language, self.name)[1:]
+    options: tuple[str, ...]
+    names: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +37,18 @@ def check_answers(answers, place):
             f"Received: answers={answers!r}"
         )
     return list(answers)
+
+
+def _check_endings(endings, place):
+    texts = endings if isinstance(endings, list | tuple) else ()
+    texts = {text.strip() for text in texts if isinstance(text, str)} - {""}
+    if len(texts) < 2 or len(texts) != len(endings):
+        raise ValueError(
+            f"{place}: 'endings' must be a list of two or more different texts, each after the "
+            "space that belongs before it; `tasks.load` makes such rows of a benchmark's. "
+            f"Received: endings={endings!r}"
+        )
+    return tuple(endings)
 
 
 def read_examples(task, preprocessor, language, rows):
@@ -65,15 +71,19 @@ def read_examples(task, preprocessor, language, rows):
         if row.get(of["id_column"]) is None:
             raise ValueError(f"{name}: no {of['id_column']!r}. Received: keys {sorted(row)}")
         answers = check_answers(row.get("answers") or [gold], name)
-        options = task.options or (("1", "2") if task.kind == "endings" else ())
-        if options and not set(answers) <= set(options):
+        options = names = task.options
+        if task.kind == "endings":
+            options = _check_endings(row.get("endings"), name)
+            names = tuple(option.strip() for option in options)
+            answers = [answer.strip() for answer in answers]
+        if names and not set(answers) <= set(names):
             raise ValueError(
-                f"{name}: the answers must be among the options {options}. "
+                f"{name}: the answers must be among the options {names}. "
                 f"Received: answers={answers!r}"
             )
         id = str(row[of["id_column"]])
         id = id if task.is_parallel else f"{language}/{id}"
-        examples.append(Example(language, id, name, prompt, gold, answers, pivot))
+        examples.append(Example(language, id, name, prompt, gold, answers, pivot, options, names))
     return examples
 
 
@@ -122,52 +132,6 @@ def _contexts(preprocessor, examples):
 
 # --- endings ---
 
-_PARTS = re.compile(r"(.+?)\n\(1\)(.+?)\n\(2\)(.+?)\n.*", re.DOTALL)
-_QUESTIONS = {"What was the cause?": 0, "What happened as a result?": 1}
-_CONNECTORS = {
-    "en": ("because", "so"), "et": ("sest", "seetõttu"), "ht": ("poukisa", "donk sa"),
-    "id": ("karena", "maka"), "it": ("perché", "quindi"), "qu": ("imataq", "chaymi"),
-    "sw": ("kwa sababu", "kwa hiyo"), "ta": ("காரணமாக", "எனவே"), "th": ("เพราะ", "ดังนั้น"),
-    "tr": ("çünkü", "bu yüzden"), "vi": ("bởi vì", "vì vậy"), "zh": ("因为", "所以"),
-}  # fmt: skip
-# Languages that put no space between sentences' parts.
-_SPACELESS = ("zh", "ja", "th", "lo", "km", "my")
-
-
-def _story(instruction, language, name):
-    """The story of an instruction, up to where its ending begins, and its two endings.
-
-    XCOPA's question becomes a word, as in lm-evaluation-harness: "The man turned on the tap
-    because", "the toilet filled with water."
-    """
-    match = _PARTS.fullmatch(instruction)
-    if match is None:
-        raise ValueError(
-            f"{name}: the instruction must be a story and then the lines '(1) ...' and '(2) ...', "
-            f"with a question after them. Received: instruction={instruction!r}"
-        )
-    story, *endings = (part.strip() for part in match.groups())
-    before, _, question = story.rpartition("\n")
-    if question not in _QUESTIONS:
-        return story, *endings
-    if language not in _CONNECTORS:
-        raise ValueError(
-            f"{name}: {question!r} can be asked in {sorted(_CONNECTORS)}. "
-            f"Received: language={language!r}"
-        )
-    space = "" if language in _SPACELESS else " "
-    story = (
-        re.sub(r"[.。!?！？\s]+$", "", before) + space + _CONNECTORS[language][_QUESTIONS[question]]
-    )
-    return story, *(_lower_first(ending, language) for ending in endings)
-
-
-def _lower_first(text, language):
-    first = text[:1]
-    if pairs.base_language(language) in TURKIC:
-        first = first.replace("İ", "i").replace("I", "ı")
-    return first.lower() + text[1:]
-
 
 def ending_requests(preprocessor, examples, reads_pivot=False):
     plain = TemplateTokenizer(
@@ -175,12 +139,11 @@ def ending_requests(preprocessor, examples, reads_pivot=False):
     )
     requests = []
     for example in examples:
-        story, *endings = _story(example.prompt, example.language, example.name)
-        space = "" if example.language in _SPACELESS else " "
-        context, *whole = plain.prompt_ids([story, *(story + space + e for e in endings)])
+        story = example.prompt
+        context, *whole = plain.prompt_ids([story, *(story + e for e in example.options)])
         pivot = None
         if reads_pivot and example.pivot:
-            (pivot,) = plain.prompt_ids([_story(example.pivot, "en", example.name)[0]])
+            (pivot,) = plain.prompt_ids([example.pivot])
         for ids in whole:
             # Tokens may span the seam: what the ending changed of the story is scored with it.
             same = [one == other for one, other in zip(context, ids, strict=False)]

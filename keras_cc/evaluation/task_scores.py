@@ -85,9 +85,9 @@ def evaluate(
 
     - Kind `"options"`: the answer is the option of the largest log-likelihood after the prompt.
       Where n options share it, the gold one among them scores 1/n.
-    - Kind `"endings"`: the instruction is taken apart into story and two endings. The answer is
-      the ending of the larger log-likelihood after the story, without a template: `accuracy` by
-      the sum over its tokens, `accuracy_per_character` by that divided by its length.
+    - Kind `"endings"`: the answer is the one of a row's own `endings` of the largest log-likelihood
+      after its prompt, without a template: `accuracy` by the sum over its tokens,
+      `accuracy_per_character` by that divided by its length.
     - Kind `"generate"`: the answer is the first line with something in it of what the model
       generates, scored by the task's metrics.
     - Every kind: `nll`, the mean over the gold output's tokens and its end token of `-log p`, under
@@ -177,12 +177,15 @@ def evaluate(
                 for prediction, example in zip(predictions, examples, strict=True)
             ]
     else:
-        totals = np.array([likelihood.total for likelihood in rest]).reshape(len(examples), -1)
-        names = task.options or ("1", "2")
-        scores["accuracy"], predictions = _choose(totals, names, examples)
+        totals = iter([likelihood.total for likelihood in rest])
+        totals = [np.array([next(totals) for _ in example.options]) for example in examples]
+        scores["accuracy"], predictions = _choose(totals, examples)
         if "accuracy_per_character" in task.metrics:
-            lengths = np.array([[len(text) for text in example.endings()] for example in examples])
-            scores["accuracy_per_character"], _ = _choose(totals / lengths, names, examples)
+            rates = [
+                row / [len(name) for name in example.names]
+                for row, example in zip(totals, examples, strict=True)
+            ]
+            scores["accuracy_per_character"], _ = _choose(rates, examples)
     return _result(task, list(rows), examples, scores, predictions)
 
 
@@ -232,11 +235,11 @@ def _result(task, languages, examples, scores, predictions):
 # --- answers ---
 
 
-def _choose(totals, names, examples):
-    """Scores and predictions by the largest of each row of `(examples, options)`."""
+def _choose(totals, examples):
+    """Scores and predictions by the largest total of each example's options."""
     scores, predictions = [], []
     for row, example in zip(totals, examples, strict=True):
-        best = [name for name, total in zip(names, row, strict=True) if total > row.max() - TIE]
+        best = [n for n, total in zip(example.names, row, strict=True) if total > row.max() - TIE]
         scores.append(len(set(best) & set(example.answers)) / len(best))
         predictions.append(best[0] if len(best) == 1 else None)
     return scores, predictions

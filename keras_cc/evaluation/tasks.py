@@ -8,6 +8,7 @@ from typing import Any
 
 from keras_cc.data import load_jsonl
 from keras_cc.evaluation.metrics import METRICS
+from keras_cc.evaluation.stories import ending_row
 from keras_cc.evaluation.task_requests import check_answers
 
 KINDS = ("options", "endings", "generate")
@@ -19,9 +20,9 @@ class Task:
 
     Attributes:
         name: string.
-        kind: `"options"` (the likeliest of `options` is the answer), `"endings"` (the likelier of
-            two texts is, for models that were not tuned to answer with an option) or
-            `"generate"` (the first line of a greedy continuation is).
+        kind: `"options"` (the likeliest of `options` is the answer), `"endings"` (the likeliest of
+            a row's own texts that go on from its prompt is, without a template and a number to
+            answer with) or `"generate"` (the first line of a greedy continuation is).
         metrics: names of its scores, the main one first. All are in [0, 1], higher is better.
             Every task has `nll` besides, which is neither.
         options: the options, of kind `"options"`.
@@ -121,7 +122,9 @@ def load(
 
     Returns:
         Dict from language to its rows, in the order of `languages`. A row has the keys `id`,
-        `lang`, `instruction`, `output`, `answers`, and `instruction_en` where there is a pivot.
+        `lang`, `instruction`, `output`, `answers`, and `instruction_en` where there is a pivot. Of
+        kind `"endings"` the benchmark's rows are taken apart: the prompts are the story alone, the
+        output is the right ending, and `endings` has all.
 
     Raises:
         FileNotFoundError: where the folder or a language is missing; the message says what is
@@ -152,10 +155,10 @@ def load(
             f"`languages` of {task.name!r} must be some of {known}, the files of {path}. "
             f"Received: languages={languages}, of which {missing} are missing"
         )
-    return {language: _read(path / f"{language}.jsonl", language) for language in languages}
+    return {language: _read(task, path / f"{language}.jsonl", language) for language in languages}
 
 
-def _read(file, language):
+def _read(task, file, language):
     rows = load_jsonl(file)
     for number, row in enumerate(rows, 1):
         place = f"{file}, row {number}"
@@ -165,6 +168,8 @@ def _read(file, language):
         if row["lang"] != language:
             raise ValueError(f"{place} must be in {language!r}. Received: lang={row['lang']!r}")
         check_answers(row["answers"], place)
+        if task.kind == "endings":
+            rows[number - 1] = ending_row(row, place)
     return rows
 
 

@@ -6,7 +6,7 @@ import pytest
 import tiny
 
 import keras_cc
-from keras_cc.evaluation import TaskResult, evaluate, task_requests
+from keras_cc.evaluation import TaskResult, evaluate
 from keras_cc.evaluation.scorer import LogLikelihood, Scorer
 from keras_cc.evaluation.tasks import Task, get
 
@@ -176,90 +176,82 @@ class TestOptions:
                 evaluate(shared, "xstorycloze", CHOICES, scorer=canned)
 
 
-class TestEndings:
-    def test_a_story_is_taken_apart(self):
-        story, *endings = task_requests._story("One.\nTwo.\n(1) a b\n(2) c\n\nWhich?\nA:", "en", "")
-        assert (story, endings) == ("One.\nTwo.", ["a b", "c"])
+STORIES = [
+    ("the quick fox", [" jumped over the lazy dog", " no"]),
+    ("a dog", [" is it", " yes", " is it yes"]),
+]
 
+
+def ending(language, id, story, endings, right):
+    return {
+        "lang": language, "id": id, "instruction": story, "instruction_en": "the fox",
+        "endings": endings, "output": endings[right], "answers": [endings[right].strip()],
+    }  # fmt: skip
+
+
+class TestEndings:
     @pytest.mark.parametrize(
-        ("language", "premise", "question", "expected"),
+        ("change", "message"),
         [
-            ("tr", "Adam geldi.", "What happened as a result?", "Adam geldi bu yüzden"),
-            ("tr", "Adam geldi.", "What was the cause?", "Adam geldi çünkü"),
-            ("zh", "他来了。", "What was the cause?", "他来了因为"),
+            ({"endings": None}, "row with id 1: 'endings' must be a list of two or more"),
+            ({"endings": " fox"}, "'endings' must be a list of two or more"),
+            ({"endings": [" fox"]}, "'endings' must be a list of two or more"),
+            ({"endings": [" fox", "fox "]}, "'endings' must be a list of two or more different"),
+            ({"endings": [" fox", " "]}, "'endings' must be a list of two or more different"),
+            ({"endings": [" fox", 2]}, "'endings' must be a list of two or more different"),
+            ({"answers": ["1"]}, r"must be among the options \('fox', 'dog'\)"),
         ],
     )
-    def test_the_question_of_xcopa_becomes_a_word(self, language, premise, question, expected):
-        text = f"{premise}\n{question}\n(1) İlk.\n(2) Second.\nAnswer:"
-        story, *endings = task_requests._story(text, language, "")
-        assert story == expected
-        assert endings == ["ilk." if language == "tr" else "i\u0307lk.", "second."]
-        with pytest.raises(ValueError, match=r"row 3: .* can be asked in"):
-            task_requests._story(text, "xx", "row 3")
-
-    def test_what_is_no_story(self, shared, scorer):
-        for instruction in ("(1) a\n(2) b\nWhich?", "A story.\n(1) a", "A story."):
-            rows = {"en": [{**CHOICES["en"][0], "instruction": instruction}]}
-            with pytest.raises(ValueError, match="en: row with id 1: the instruction must be a st"):
-                evaluate(shared, "xstorycloze_endings", rows, scorer=scorer)
+    def test_refuses(self, shared, scorer, change, message):
+        row = {**ending("en", 1, "the quick", [" fox", " dog"], 0), **change}
+        with pytest.raises(ValueError, match=message):
+            evaluate(shared, "xstorycloze_endings", {"en": [row]}, scorer=scorer)
 
     def test_against_likelihoods_by_hand(self, shared, scorer):
-        rows = {
-            "en": [
-                {**choice("en", id, "x", "1"), "instruction": f"{story}\n(1) {a}\n(2) {b}\nWhich?"}
-                for id, (story, a, b) in enumerate(
-                    [("the quick fox", "jumped over the lazy dog", "no"), ("a dog", "is it", "yes")]
-                )
-            ]
-        }
+        rows = {"en": [ending("en", id, *story, 0) for id, story in enumerate(STORIES)]}
         found = evaluate(shared, "xstorycloze_endings", rows, scorer=scorer)
-        for i, (story, *endings) in enumerate(
-            [("the quick fox", "jumped over the lazy dog", "no"), ("a dog", "is it", "yes")]
-        ):
-            totals = [by_hand(shared, story, " " + ending)[0] for ending in endings]
-            rates = [t / len(ending) for t, ending in zip(totals, endings, strict=True)]
-            assert found.scores["accuracy"]["en"][i] == (totals[0] > totals[1])
-            assert found.scores["accuracy_per_character"]["en"][i] == (rates[0] > rates[1])
-            assert found.predictions["en"][i] == "12"[int(np.argmax(totals))]
-            # nll is of the gold output after the whole instruction, as of every kind
-            total, tokens = by_hand(shared, rows["en"][i]["instruction"], "1", with_end=True)
+        for i, (story, endings) in enumerate(STORIES):
+            totals = [by_hand(shared, story, text)[0] for text in endings]
+            rates = [t / (len(text) - 1) for t, text in zip(totals, endings, strict=True)]
+            assert found.scores["accuracy"]["en"][i] == (np.argmax(totals) == 0)
+            assert found.scores["accuracy_per_character"]["en"][i] == (np.argmax(rates) == 0)
+            assert found.predictions["en"][i] == endings[int(np.argmax(totals))].strip()
+            # nll is of the right ending with its end token, as training has it
+            total, tokens = by_hand(shared, story, endings[0], with_end=True)
             assert found.scores["nll"]["en"][i] == pytest.approx(-total / tokens, abs=1e-4)
 
     def test_the_length_makes_the_difference(self, shared):
         # gold, then endings of 2 and 20 characters: -3 > -10, yet -1.5 < -0.5 a character
-        row = {**choice("en", 1, "x", "2"), "instruction": f"A.\n(1) ab\n(2) {'c' * 20}\nWhich?"}
+        row = ending("en", 1, "A.", [" ab", " " + "c" * 20], 1)
         canned = CannedScorer(shared, lambda number, *_: (-1.0, -3.0, -10.0)[number])
         found = evaluate(shared, "xstorycloze_endings", {"en": [row]}, scorer=canned)
         assert found.mean() == {"en": 0.0}
         assert found.mean("accuracy_per_character") == {"en": 1.0}
 
-    @pytest.mark.parametrize(("language", "space"), [("en", " "), ("zh", "")])
     @pytest.mark.parametrize("template", [None, "llama3"])
-    def test_what_is_scored_is_the_story_with_its_ending(self, language, space, template):
+    def test_what_is_scored_is_the_story_with_its_ending(self, template):
         model = make(template=template)
-        row = {
-            **choice(language, 1, "x", "2"),
-            "instruction": "the quick\n(1) fox\n(2) dog\nWhich?",
-        }
         canned = CannedScorer(model)
-        evaluate(model, "xstorycloze_endings", {language: [row]}, scorer=canned)
+        endings = [" fox", " dog", "!"]
+        rows = {"en": [ending("en", 1, "the quick", endings, 1)]}
+        evaluate(model, "xstorycloze_endings", rows, scorer=canned)
         tokenizer = model.tokenizer
-        for (context, rest), ending in zip(canned.requests[1:], ("fox", "dog"), strict=True):
+        for (context, rest), text in zip(canned.requests[1:], endings, strict=True):
             assert context[0] == tokenizer.start_token_id
-            text = tokenizer.detokenize(context[1:] + rest)  # no template: it reads on
-            assert text == f"the quick{space}{ending}"
+            # no template: it reads on
+            assert tokenizer.detokenize(context[1:] + rest) == "the quick" + text
             assert rest
 
     def test_the_english_story_where_an_intervention_reads_it(self):
         model = make(intervention=keras_cc.XTransplant(0, 1))
         canned = CannedScorer(model)
-        rows = {"en": CHOICES["en"][:1], "tr": CHOICES["tr"][:1]}
+        rows = {name: [ending(name, 1, "tilki", [" evet", " yok"], 0)] for name in ("en", "tr")}
+        rows["en"][0]["instruction"] = "the fox"
         evaluate(model, "xstorycloze_endings", rows, scorer=canned)
         tokenizer = model.tokenizer
-        story = [tokenizer.start_token_id, *tokenizer.tokenize("the fox")]  # no options, no ending
-        prompt = [tokenizer.start_token_id, *tokenizer.tokenize("the fox" + CHOICE)]
-        # The gold answers, then two endings a row; an English row has no pivot.
-        assert canned.pivots == [None, prompt, None, None, story, story]
+        story = [tokenizer.start_token_id, *tokenizer.tokenize("the fox")]
+        # The gold endings, then two endings a row; an English row has no pivot.
+        assert canned.pivots == [None, story, None, None, story, story]
 
 
 class Generation:

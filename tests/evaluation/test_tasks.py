@@ -18,7 +18,8 @@ QUESTIONS = {
     "en": [row("en", "a", "the quick fox", "the dog"), row("en", "b", "a fox?", "yes")],
     "tr": [row("tr", "a", "hızlı", "Kenya şilini"), row("tr", "b", "bir", "iki")],
 }
-CHOICES = {"en": [row("en", 1, "(1) yes\n(2) no", "1")], "tr": [row("tr", 1, "(1) evet", "1")]}
+STORY = "{}\n(1) yes\n(2) no\nWhich?"
+CHOICES = {name: [row(name, 1, STORY.format(name), "1")] for name in ("en", "tr")}
 
 
 class TestTask:
@@ -64,7 +65,19 @@ class TestLoad:
     def test_rows_by_language(self, folder):
         assert load("mkqa", folder) == QUESTIONS
         assert list(load("mkqa", str(folder), "dev", ["tr", "en"])) == ["tr", "en"]
-        assert load("xstorycloze_endings", folder, languages=["tr"]) == {"tr": CHOICES["tr"]}
+        assert load("xstorycloze", folder, languages=["tr"]) == {"tr": CHOICES["tr"]}
+
+    def test_endings_are_taken_apart(self, folder):
+        file = folder / "dev" / "xstorycloze" / "tr.jsonl"
+        whole = {**CHOICES["tr"][0], "instruction_en": STORY.format("a fox")}
+        file.write_text(json.dumps(whole), "utf-8")
+        (found,) = load("xstorycloze_endings", folder, languages=["tr"])["tr"]
+        assert (found["instruction"], found["instruction_en"]) == ("tr", "a fox")
+        assert (found["output"], found["answers"]) == (" yes", ["yes"])
+        assert found["endings"] == [" yes", " no"]
+        file.write_text(json.dumps({**whole, "instruction": "tr"}), "utf-8")
+        with pytest.raises(ValueError, match=r"tr\.jsonl, row 1: the instruction must be a story"):
+            load("xstorycloze_endings", folder, languages=["tr"])
 
     def test_cldr_needs_no_folder(self):
         pytest.importorskip("babel")
