@@ -26,10 +26,9 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(items):
     """Files with real weights first, then those with the most tests.
 
-    On TensorFlow a process grows by gigabytes over a run (40 to 65 MB for every function that a
-    tiny model has traced, though model and function are freed), and the weights of a real one need
-    gigabytes beside that: early there is room for both. The README's command has the processes end
-    half way, too.
+    On TensorFlow a process grows by gigabytes over a run (65 MB for every tiny model that is
+    trained in graph mode, though it is freed), and the weights of a real one need gigabytes beside
+    that: early there is room for both. The README's command has the processes end half way, too.
     """
     tests = collections.Counter(item.path for item in items)
     real = {item.path for item in items if item.get_closest_marker("slow")}
