@@ -157,8 +157,8 @@ def save_and_load(model, tokenizer, args):
         model.save_cc_weights(args.output / "cc.safetensors")
         stock = model.disconnect()
     print(f"\nA stock {type(stock).__name__}, {kept} beside it; saving to {args.output}")
-    keras_cc.demo.save_preset(stock, args.output, tokenizer=tokenizer)
-    loaded, _ = keras_cc.demo.load_preset(args.output, dtype=args.dtype)
+    keras_cc.save_preset(stock, args.output, tokenizer=tokenizer)
+    loaded, _ = keras_cc.load_preset(args.output, dtype=args.dtype)
     again = keras_cc.CCCausalLM(loaded, **kept, preprocessor=model.preprocessor)
     if "intervention" in kept:
         again.load_cc_weights(args.output / "cc.safetensors")
@@ -176,7 +176,7 @@ def main(args):
     start = time.time()
     keras.utils.set_random_seed(args.seed)
     recipe = keras_cc.recipes.get(args.recipe)
-    causal_lm, tokenizer = keras_cc.demo.load_preset(args.preset, dtype=args.dtype)
+    causal_lm, tokenizer = keras_cc.load_preset(args.preset, dtype=args.dtype)
     train_rows, dev_rows, rest = load_rows(args)
     by_language = {
         language: spread([row for row in rest if row.get("lang") == language], args.held_out)

@@ -2,22 +2,15 @@ from typing import Any
 
 import keras
 
-from keras_cc import (
-    calibration,
-    cc_weights,
-    connections,
-    generation,
-    interventions,
-    pairing,
-    passes,
-    surgery,
-    taps,
-)
-from keras_cc.families import family_of
+from keras_cc import cc_weights, connections, generation, interventions
+from keras_cc.backbones import surgery, taps
+from keras_cc.backbones.families import family_of
+from keras_cc.calibration import closed_form
 from keras_cc.layers import CCFeedForward
-from keras_cc.paired_trainer import PairedTrainer
-from keras_cc.passes import gather
+from keras_cc.passes import pairing, runs
+from keras_cc.passes.positions import gather
 from keras_cc.preprocessing import CCPreprocessor
+from keras_cc.training.paired_trainer import PairedTrainer
 
 
 @keras.saving.register_keras_serializable(package="keras_cc")
@@ -104,7 +97,7 @@ class CCCausalLM(PairedTrainer):
         # What can be refused is refused here: from `connect` on, the causal LM is another.
         if self.objectives:
             family_of(causal_lm.backbone)
-            passes.objective_sites(self.objectives, len(causal_lm.backbone.transformer_layers))
+            runs.objective_sites(self.objectives, len(causal_lm.backbone.transformer_layers))
         intervention = _checked_intervention(intervention, self.connection, causal_lm)
         if preprocessor == "auto":
             inner = causal_lm.preprocessor
@@ -147,21 +140,21 @@ class CCCausalLM(PairedTrainer):
         return outputs
 
     def _connected(self, inputs, training):
-        of_target, of_pivot = passes.objective_sites(self.objectives, self.num_blocks)
-        pivot = passes.pivot(self, inputs, training, observed=of_pivot)
-        scope = passes.connected(self, inputs, pivot, training)
+        of_target, of_pivot = runs.objective_sites(self.objectives, self.num_blocks)
+        pivot = runs.pivot(self, inputs, training, observed=of_pivot)
+        scope = runs.connected(self, inputs, pivot, training)
         scope.observed |= of_target
-        outputs = {"logits": self.logits(passes.run(self, inputs, scope, training), inputs)}
+        outputs = {"logits": self.logits(runs.run(self, inputs, scope, training), inputs)}
         if self.connection is not None:
             outputs.update(self.connection.outputs(scope))
         if self.objectives:
-            outputs.update(passes.objective_outputs(self, inputs, pivot, scope))
+            outputs.update(runs.objective_outputs(self, inputs, pivot, scope))
         return outputs
 
     def _user_logits(self, inputs, training):
         # An intervention is one at inference: training does not see it.
-        scope = pairing.Pass() if training else passes.user(self, inputs)
-        return self.logits(passes.run(self, inputs, scope, training), inputs)
+        scope = pairing.Pass() if training else runs.user(self, inputs)
+        return self.logits(runs.run(self, inputs, scope, training), inputs)
 
     def logits(self, hidden, inputs):
         """Logits of hidden states `(B, T, d)`, at `answer_positions` where the inputs have them."""
@@ -272,8 +265,8 @@ class CCCausalLM(PairedTrainer):
             verbose: 0 for no progress bar.
 
         Returns:
-            A dict from a matrix's name to its `keras_cc.ridge.RidgeFit`: the errors before
-            and after, the ridge, the rank.
+            A dict from a matrix's name to its `keras_cc.calibration.ridge.RidgeFit`: the errors
+            before and after, the ridge, the rank.
 
         Raises:
             ValueError: if there is nothing to fit, or no row has a pivot.
@@ -289,7 +282,7 @@ class CCCausalLM(PairedTrainer):
         code), and INCLINE (arXiv 2410.12462).
         """
         source = x if y is None and sample_weight is None else (x, y, sample_weight)
-        return calibration.fit_transform(
+        return closed_form.fit_transform(
             self,
             source,
             batch_size=batch_size,

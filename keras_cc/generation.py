@@ -11,7 +11,7 @@ import contextlib
 
 from keras import ops
 
-from keras_cc import pairing, passes
+from keras_cc.passes import pairing, runs
 
 
 def generate(
@@ -40,7 +40,7 @@ def generate(
             f"`pivot_prompts` must be given: {model.intervention!r} reads the pivot's pass. "
             "Received: pivot_prompts=None"
         )
-    if pivot_prompts is None and passes.is_plain(model):
+    if pivot_prompts is None and runs.is_plain(model):
         function, overrides = causal_lm.make_generate_function(), {}
     else:
         function, overrides = _function_with_passes(model)
@@ -101,7 +101,7 @@ def step(model):
         A function like KerasHub's `generate_step`: of `inputs`, a dict with `token_ids` and
         `padding_mask` `(B, T)`, and `stop_token_ids`.
     """
-    return model.causal_lm.generate_step if passes.is_plain(model) else _step_in_pass(model)
+    return model.causal_lm.generate_step if runs.is_plain(model) else _step_in_pass(model)
 
 
 def _step_in_pass(model):
@@ -111,10 +111,10 @@ def _step_in_pass(model):
 
     def step_in_pass(inputs, stop_token_ids=None):
         if model.connection is not None and "pivot_token_ids" in inputs:
-            scope = passes.connected(model, inputs, passes.pivot(model, inputs))
+            scope = runs.connected(model, inputs, runs.pivot(model, inputs))
             model.connection.extend(scope, inputs)
         else:
-            scope = passes.user(model, inputs)
+            scope = runs.user(model, inputs)
 
         def call_in_pass(token_ids, cache, cache_update_index, *args, **kwargs):
             scope.index = cache_update_index

@@ -20,8 +20,8 @@ from keras_cc.connections import FusedConnection, SelectedConnection
 from keras_cc.data import augment_with_translation, pairs
 from keras_cc.distillation import distill
 from keras_cc.interventions import Incline, XTransplant
+from keras_cc.interventions.search import search
 from keras_cc.objectives import DFT, Contrastive
-from keras_cc.search import search
 
 #: What INCLINE sweeps sigma over, where there are development rows to choose by.
 SIGMAS = tuple(round(-1 + 0.1 * step, 1) for step in range(21))

@@ -12,8 +12,8 @@ from backend_tools import run_python
 from connected import BACKEND, QUICK, ROWS
 
 import keras_cc
+from keras_cc.calibration.atlas import gate_atlas
 from keras_cc.callbacks import GateStatistics, SampleGenerations
-from keras_cc.evaluation.atlas import gate_atlas
 
 PROMPTS = ["Kenya'nın para birimi nedir?", "the quick fox"]
 PIVOTS = ["What is the currency of Kenya?", "the fox"]

@@ -17,9 +17,10 @@ from test_examples import tiny_load
 
 import keras_cc
 import keras_cc.demo
-from keras_cc import comparison, passes, recipes
+from keras_cc import comparison, recipes
 from keras_cc.comparison import UNTUNED, Cells, Experiment, costs
 from keras_cc.connections import FusedConnection
+from keras_cc.passes import runs
 from keras_cc.report.grouping import VERSION
 
 pytest.importorskip("babel", reason="the CLDR set needs babel")
@@ -389,14 +390,14 @@ class TestRun:
         x, y, sample_weight = model.preprocessor(connected.ROWS)
         inputs = {**x, "y": y, "sample_weight": sample_weight}
         inputs["answer_positions"] = np.argmax(x["answer_mask"], axis=1)[:, None].astype("int32")
-        runs, plain = [], passes.run
-        monkeypatch.setattr(passes, "run", lambda *a, **k: runs.append(0) or plain(*a, **k))
-        users = passes.answer_nats(model, inputs, passes.user)
-        assert len(runs) == passes_of_user
-        stock = passes.answer_nats(model, inputs, costs._stock_pass(model))
-        assert len(runs) == passes_of_user + 1
+        seen, plain = [], runs.run
+        monkeypatch.setattr(runs, "run", lambda *a, **k: seen.append(0) or plain(*a, **k))
+        users = runs.answer_nats(model, inputs, runs.user)
+        assert len(seen) == passes_of_user
+        stock = runs.answer_nats(model, inputs, costs._stock_pass(model))
+        assert len(seen) == passes_of_user + 1
         as_it_came = connected.text_model("llama3", None)
-        expected = passes.answer_nats(as_it_came, inputs, passes.user)
+        expected = runs.answer_nats(as_it_came, inputs, runs.user)
         for name, value in expected.items():
             np.testing.assert_allclose(
                 connected.to_numpy(stock[name]), connected.to_numpy(value), rtol=1e-4

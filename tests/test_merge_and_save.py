@@ -213,7 +213,7 @@ def test_the_merged_model_is_saved_as_a_preset_and_the_connected_one_is_not(fami
     assert not (tmp_path / "refused").exists()
     merged = model.merge()
     expected = logits(merged, monolingual(x))
-    keras_cc.demo.save_preset(merged, str(tmp_path / "merged"))
+    keras_cc.save_preset(merged, str(tmp_path / "merged"))
     loaded = keras_hub.models.CausalLM.from_preset(str(tmp_path / "merged"))
     assert type(loaded) is type(merged)
     np.testing.assert_allclose(logits(loaded, monolingual(x)), expected, atol=1e-5)

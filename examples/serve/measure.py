@@ -54,7 +54,7 @@ def model_of(args, preset=None):
     """A model with its preprocessor, that answers greedily."""
     import keras_cc.demo
 
-    causal_lm, tokenizer = keras_cc.demo.load_preset(preset or args.preset)
+    causal_lm, tokenizer = keras_cc.load_preset(preset or args.preset)
     preprocessor = keras_cc.CCPreprocessor(
         causal_lm.preprocessor or tokenizer, args.max_length, template=args.template
     )

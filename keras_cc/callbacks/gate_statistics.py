@@ -61,7 +61,7 @@ class GateStatistics(Periodic):
 
     def on_train_begin(self, logs=None):
         # Here and not above: evaluation imports the model, and the model its callbacks.
-        from keras_cc.evaluation.atlas import ConnectionProbe
+        from keras_cc.calibration.atlas import ConnectionProbe
 
         # Compiled anew for each fit: between two, the model may have become another.
         self._probe = ConnectionProbe(self.model, self.rows, self.batch_size)

@@ -12,10 +12,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_cc import pairing
-from keras_cc.compiled import Compiled
+from keras_cc.calibration.compiled import Compiled
 from keras_cc.connections import FusedConnection
-from keras_cc.passes import answer_nats, user
+from keras_cc.passes import pairing
+from keras_cc.passes.runs import answer_nats, user
 
 
 def inference_cost(

@@ -20,12 +20,13 @@ import keras
 import numpy as np
 
 from keras_cc import demo
+from keras_cc.calibration import atlas
 from keras_cc.cc_causal_lm import CCCausalLM
 from keras_cc.comparison.costs import inference_cost, machine, own_parameters
 from keras_cc.comparison.experiment import UNTUNED, VERSION, Experiment
 from keras_cc.comparison.rows import load_rows, spread
 from keras_cc.data import augment_with_translation
-from keras_cc.evaluation import atlas, evaluate, tasks
+from keras_cc.evaluation import evaluate, tasks
 from keras_cc.evaluation.metrics import first_line
 from keras_cc.evaluation.scorer import Scorer
 from keras_cc.preprocessing import CCPreprocessor

@@ -1,15 +1,15 @@
 import abc
 
-from keras_cc import pairing
 from keras_cc.options import Options
+from keras_cc.passes import pairing
 
 
 class Connection(Options):
     """What training changes in the forward pass: the options, and how a pass uses them.
 
     A connection holds options alone. Its layers belong to the model that is connected
-    (`keras_cc.surgery.connect` makes them from here), and everything that happens during a
-    forward pass is kept in the pass (`keras_cc.pairing`).
+    (`keras_cc.backbones.surgery.connect` makes them from here), and everything that happens
+    during a forward pass is kept in the pass (`keras_cc.passes.pairing`).
 
     Subclasses are `FusedConnection` and `SelectedConnection`.
     """
@@ -20,7 +20,7 @@ class Connection(Options):
     has_gates = False
     #: Whether the alignment error is taken in rows without a pivot too.
     aligns_all = False
-    #: Whether the connection reads or changes sites of the blocks (`keras_cc.taps`).
+    #: Whether the connection reads or changes sites of the blocks (`keras_cc.backbones.taps`).
     needs_taps = False
 
     @property
@@ -47,12 +47,12 @@ class Connection(Options):
         Args:
             inputs: the dict of a call.
             pivot: the finished pivot pass.
-            layers: what `keras_cc.surgery.connect` returned.
+            layers: what `keras_cc.backbones.surgery.connect` returned.
             training: bool.
             seed: a `keras.random.SeedGenerator`.
 
         Returns:
-            A `keras_cc.pairing.Pass`.
+            A `keras_cc.passes.pairing.Pass`.
         """
 
     def own_pass(self, num_blocks):
@@ -65,10 +65,10 @@ class Connection(Options):
         Args:
             inputs: the dict of a call.
             own: the finished `own_pass`, or None.
-            layers: what `keras_cc.surgery.connect` returned.
+            layers: what `keras_cc.backbones.surgery.connect` returned.
 
         Returns:
-            A `keras_cc.pairing.Pass`.
+            A `keras_cc.passes.pairing.Pass`.
         """
         return pairing.Pass()
 

@@ -1,10 +1,10 @@
 import keras
 from keras import ops
 
-from keras_cc import pairing
 from keras_cc.connections.connection import Connection
 from keras_cc.layers.cc_feed_forward import CCFeedForward
 from keras_cc.options import block_numbers, blocks, choice, count, number
+from keras_cc.passes import pairing, positions
 
 WITHOUT_PIVOT = ("bypass", "align", "transform")
 
@@ -129,13 +129,13 @@ class FusedConnection(Connection):
         return block_numbers("layers", self.layers, num_blocks)
 
     def pivot_pass(self, mask, num_blocks):
-        return pairing.PivotPass(pairing.beyond(mask, self.sink_tokens))
+        return pairing.PivotPass(positions.beyond(mask, self.sink_tokens))
 
     def target_pass(self, inputs, pivot, layers, training=False, seed=None):
         real = ops.cast(inputs["padding_mask"], "bool")
-        fused = pairing.beyond(real, self.sink_tokens)
+        fused = positions.beyond(real, self.sink_tokens)
         if self.alignment == "last":
-            last = pairing.last_prompt(real, inputs.get("answer_mask"))
+            last = positions.last_prompt(real, inputs.get("answer_mask"))
             fused = ops.logical_and(fused, last)
         has_pivot = ops.any(pivot.mask, axis=1)
         aligned = ops.ones_like(has_pivot) if self.aligns_all else has_pivot

@@ -1,11 +1,11 @@
 import keras
 from keras import ops
 
-from keras_cc import pairing
 from keras_cc.connections.connection import Connection
 from keras_cc.layers.layer_selector import LayerSelector
 from keras_cc.layers.transform_matrix import TransformMatrix
 from keras_cc.options import choice
+from keras_cc.passes import pairing, positions
 
 
 @keras.saving.register_keras_serializable(package="keras_cc")
@@ -75,10 +75,10 @@ class SelectedConnection(Connection):
         return pairing.PivotPass(mask, observed=_activation_sites(num_blocks))
 
     def target_pass(self, inputs, pivot, layers, training=False, seed=None):
-        last = pairing.last_prompt(pivot.mask)
+        last = positions.last_prompt(pivot.mask)
         activations = _activations(pivot, last)
         real = ops.cast(inputs["padding_mask"], "bool")
-        where = pairing.last_prompt(real, inputs.get("answer_mask"))
+        where = positions.last_prompt(real, inputs.get("answer_mask"))
         where = ops.logical_and(where, ops.any(last, axis=1, keepdims=True))
         return _AdditionPass(activations, where, layers["layer_selector"], training)
 
@@ -91,7 +91,7 @@ class SelectedConnection(Connection):
         if own is None:
             return pairing.Pass()
         real = ops.cast(inputs["padding_mask"], "bool")
-        where = pairing.last_prompt(real, inputs.get("answer_mask"))
+        where = positions.last_prompt(real, inputs.get("answer_mask"))
         activations = layers["pooled_transform"](_activations(own, where))
         return _AdditionPass(activations, where, layers["layer_selector"], training=False)
 
@@ -122,7 +122,7 @@ class _AdditionPass(pairing.Pass):
 
     def _select(self, value):
         if self.choice is None:
-            embedding = pairing.pick(value, self.where)
+            embedding = positions.pick(value, self.where)
             self.choice = self.selector(self.activations, embedding, training=self.training)
             self.addition = ops.einsum("bl,bld->bd", self.choice, self.activations)
         return value
@@ -139,4 +139,4 @@ def _activation_sites(num_blocks):
 def _activations(scope, where):
     """The feed-forward activations of every block at one position: float32 `(B, L, d)`."""
     sites = sorted(site for site in scope.states if site[0] == "ffn")
-    return pairing.pick_sites(scope, sites, where)
+    return positions.pick_sites(scope, sites, where)

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
+from keras_cc.backbones.preset_files import read_preset
 from keras_cc.demo.gemma3 import gemma3_270m
-from keras_cc.demo.presets import read_preset, save_preset
 from keras_cc.demo.smollm2 import smollm2_135m
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ __all__ = [
     "SmolLM2Tokenizer",
     "gemma3_270m",
     "load",
-    "load_preset",
-    "save_preset",
     "smollm2_135m",
 ]
 
@@ -73,48 +71,6 @@ def load(
         raise ValueError(f"`name` must be one of {sorted(_MODELS)}. Received: name={name!r}")
     path = _MODELS[name](cache_dir)
     return read_preset(path, dtype=dtype, sequence_length=sequence_length)
-
-
-def load_preset(
-    preset: str | os.PathLike[str],
-    *,
-    dtype: str | None = None,
-    sequence_length: int | None = None,
-) -> tuple[Any, Any]:
-    """Loads a model and its tokenizer from a preset, with or without TensorFlow.
-
-    KerasHub's Gemma 3 preprocessor refuses to be built where TensorFlow is not installed. The
-    model then comes without one (`causal_lm.preprocessor is None`: it takes token ids, not
-    strings); the tokenizer works either way.
-
-    Args:
-        preset: A preset's name, handle or folder (e.g. of `save_preset`), as KerasHub's
-            `from_preset` takes it, or `"demo:"` and a name for `load`.
-        dtype: The dtype or dtype policy of the backbone. By default the saved one, which a
-            quantised model needs.
-        sequence_length: The preprocessor's length in tokens. By default the saved one.
-
-    Returns:
-        `(causal_lm, tokenizer)`: a KerasHub `CausalLM` of the preset's own class, and its
-        tokenizer (the preprocessor's, where the model has one).
-
-    Raises:
-        ValueError: If there is no demo model of the name after `"demo:"`.
-
-    Example:
-
-    ```python
-    import keras_cc.demo
-
-    causal_lm, tokenizer = keras_cc.demo.load_preset("demo:smollm2_135m")
-    ids = tokenizer("The capital of France is")
-    ```
-    """
-    preset = os.fspath(preset)
-    if preset.startswith("demo:"):
-        options = {} if dtype is None else {"dtype": dtype}
-        return load(preset.removeprefix("demo:"), sequence_length=sequence_length, **options)
-    return read_preset(preset, dtype=dtype, sequence_length=sequence_length)
 
 
 class _SmolLM2TokenizerOnUse:

@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from keras_cc.backbones.preset_files import assign_weights, save_preprocessor
+from keras_cc.demo.cache import cached_preset
 from keras_cc.demo.gguf_reader import GGUFFile
-from keras_cc.demo.presets import assign_weights, cached_preset, save_preprocessor
 
 NAME = "gemma3_270m"
 VERSION = 1

@@ -15,13 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from keras_cc.backbones.preset_files import assign_weights, repair_config, save_preprocessor
+from keras_cc.demo.cache import cached_preset
 from keras_cc.demo.gguf_reader import GGUFFile
-from keras_cc.demo.presets import (
-    assign_weights,
-    cached_preset,
-    repair_config,
-    save_preprocessor,
-)
 
 NAME = "smollm2_135m"
 VERSION = 1

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from keras_cc.preprocessing import CCPreprocessor
-from keras_cc.prompt_encoder import token_id
+from keras_cc.preprocessing.prompt_encoder import token_id
 
 # How a turn of the formats begins that have turns of the system.
 _SYSTEM_TURN = {

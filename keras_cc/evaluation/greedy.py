@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_cc import generation, passes
+from keras_cc import generation
 from keras_cc.evaluation.scorer import width_of
+from keras_cc.passes import runs
 
 #: Tokens that are generated before stop strings are looked for; each next piece is twice as long.
 FIRST_PIECE = 16
@@ -62,7 +63,7 @@ class GreedyGenerator:
         open_rows = list(range(len(rows)))
         # What comes before the first token (an intervention, a selected connection) is of the
         # prompt alone: from a longer one it would go on differently.
-        piece = FIRST_PIECE if passes.is_plain(self.model) else count
+        piece = FIRST_PIECE if runs.is_plain(self.model) else count
         while open_rows:
             ends = {}
             added = self._added([rows[i] for i in open_rows], piece)
@@ -104,7 +105,7 @@ class GreedyGenerator:
     def _run(self, inputs, stop_token_ids):
         causal_lm = self.model.causal_lm
         function, overrides = causal_lm.make_generate_function(), {}
-        if not passes.is_plain(self.model):
+        if not runs.is_plain(self.model):
             function, overrides = generation._function_with_passes(self.model)
         with generation._overriding(causal_lm, **overrides):
             outputs = function(inputs, stop_token_ids=stop_token_ids)

@@ -19,12 +19,11 @@ from typing import Any
 
 import keras
 
-from keras_cc import templates
 from keras_cc.cc_causal_lm import CCCausalLM
 from keras_cc.evaluation.chat import ConversationEncoder
 from keras_cc.evaluation.greedy import GreedyGenerator
 from keras_cc.evaluation.scorer import Scorer
-from keras_cc.preprocessing import CCPreprocessor
+from keras_cc.preprocessing import CCPreprocessor, templates
 
 try:
     from lm_eval import utils
@@ -152,7 +151,7 @@ class KerasLM(TemplateLM):
 
         Args:
             arg_dict: `preset`, and options of `KerasLM`. A preset is what
-                `keras_cc.demo.load_preset` takes (a KerasHub preset or `demo:smollm2_135m`), or a
+                `keras_cc.load_preset` takes (a KerasHub preset or `demo:smollm2_135m`), or a
                 file `*.keras` that `CCCausalLM.save` wrote. `dtype`: the backbone's.
             additional_config: the harness' own `batch_size`; its `device` and `max_batch_size`
                 must be None.
@@ -384,7 +383,7 @@ def _load(preset, dtype):
                 f"`dtype` must be left out for a saved model, which has one. Received: {dtype!r}"
             )
         return keras.models.load_model(preset), None
-    model, tokenizer = keras_cc.demo.load_preset(preset, dtype=dtype)
+    model, tokenizer = keras_cc.load_preset(preset, dtype=dtype)
     return model, tokenizer if model.preprocessor is None else None
 
 

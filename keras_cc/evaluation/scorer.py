@@ -15,9 +15,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_cc import passes
+from keras_cc.calibration.compiled import Compiled
 from keras_cc.cc_causal_lm import CCCausalLM
-from keras_cc.compiled import Compiled
+from keras_cc.passes import runs
 
 Ids = Sequence[int]
 
@@ -175,7 +175,7 @@ class Scorer:
         return [tuple(pivot or ()) for pivot in pivots]
 
     def _log_probabilities(self, inputs):
-        hidden = passes.run(self.model, inputs, passes.user(self.model, inputs))
+        hidden = runs.run(self.model, inputs, runs.user(self.model, inputs))
         log_p, is_best = [], []
         for number in range(sum(name.startswith("labels_") for name in inputs)):
             labels = inputs[f"labels_{number}"]  # (B, k, alternatives)

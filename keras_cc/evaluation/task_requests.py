@@ -5,7 +5,7 @@ import warnings
 
 from keras_cc.data import pairs
 from keras_cc.data.columns import to_columns
-from keras_cc.tokenization import TemplateTokenizer
+from keras_cc.preprocessing.template_tokenizer import TemplateTokenizer
 
 
 @dataclasses.dataclass(frozen=True)

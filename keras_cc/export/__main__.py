@@ -50,11 +50,11 @@ def load(source: str, template: str | None):
         inner = preprocessor.preprocessor
         return model, CCPreprocessor(inner, preprocessor.max_length, template=template)
     try:
-        model, tokenizer = keras_cc.demo.load_preset(source)
+        model, tokenizer = keras_cc.load_preset(source)
     except FileNotFoundError as error:
         raise ValueError(
             "`source` must be a preset with a tokenizer, which becomes a part of the graph: save "
-            "it by `keras_cc.demo.save_preset(model, folder, tokenizer=tokenizer)`. "
+            "it by `keras_cc.save_preset(model, folder, tokenizer=tokenizer)`. "
             f"Received: {source}, where {error}"
         ) from error
     if template is None:

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from keras_cc.export import graph_tokenizers
 from keras_cc.export.graph_tokenizers import MARK, re2_literal
-from keras_cc.tokenization import TemplateTokenizer
+from keras_cc.preprocessing.template_tokenizer import TemplateTokenizer
 
 # What `str.strip` takes off, and RE2's `\s` does not know.
 _STRIPPED = "".join(rf"\x{{{i:x}}}" for i in range(sys.maxunicode + 1) if chr(i).isspace())

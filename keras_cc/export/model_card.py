@@ -46,7 +46,7 @@ class ModelCard:
 
     ```python
     card = keras_cc.export.ModelCard("gemma3_270m", languages=["tr", "sw"], data="CLDR questions")
-    keras_cc.demo.save_preset(stock, "my_gemma")
+    keras_cc.save_preset(stock, "my_gemma")
     card.write("my_gemma")
     ```
     """

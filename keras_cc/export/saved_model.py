@@ -15,9 +15,9 @@ from typing import Any
 
 import keras
 
+from keras_cc.backbones.families import family_of
 from keras_cc.cc_causal_lm import CCCausalLM
 from keras_cc.export.model_card import FILE, ModelCard
-from keras_cc.families import family_of
 from keras_cc.layers import TransformMatrix
 from keras_cc.options import choice, count, flag
 from keras_cc.preprocessing import CCPreprocessor
@@ -259,7 +259,7 @@ def _check_backend():
     if backend not in ("tensorflow", "jax"):
         raise ValueError(
             "`export_saved_model` writes a TensorFlow graph, which this backend cannot trace. Save "
-            'the model, `keras_cc.demo.save_preset(model.merge(), "my_model")` or '
+            'the model, `keras_cc.save_preset(model.merge(), "my_model")` or '
             '`model.save("my_model.keras")`, and export what was saved: `python -m '
             "keras_cc.export my_model served/my_model` does it in a process with the right "
             f"backend. Received: KERAS_BACKEND={backend}"

@@ -49,7 +49,7 @@ class Intervention(Options):
         """Have `scope` change the states at `where`.
 
         Args:
-            scope: a `keras_cc.pairing.Pass`, not run yet.
+            scope: a `keras_cc.passes.pairing.Pass`, not run yet.
             where: bool tensor `(batch, length)`, True at the last prompt token of the rows that
                 are changed.
             states: a dict from site to float tensor `(batch, dim)`, from the pass before.

@@ -4,8 +4,8 @@ import math
 
 from keras import ops
 
-from keras_cc import pairing
 from keras_cc.options import choice
+from keras_cc.passes import positions
 
 ALIGNMENTS = ("attention", "mean", "last")
 
@@ -59,5 +59,5 @@ def align(pivot, target, pivot_mask, method="attention"):
     if method == "mean":
         weights = real / ops.maximum(ops.sum(real, axis=1, keepdims=True), 1)
     else:
-        weights = ops.cast(pairing.last_prompt(pivot_mask), pivot.dtype)
+        weights = ops.cast(positions.last_prompt(pivot_mask), pivot.dtype)
     return ops.einsum("bs,bsd->bd", weights, pivot)[:, None, :]

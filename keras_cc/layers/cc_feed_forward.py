@@ -3,12 +3,12 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_cc import pairing
 from keras_cc.layers.alignment import ALIGNMENTS, align
 from keras_cc.layers.decision_gate import GRANULARITIES, DecisionGate
 from keras_cc.layers.transform_matrix import TRANSFORMS, TransformMatrix
 from keras_cc.losses import squared_error
 from keras_cc.options import choice, choice_or_share
+from keras_cc.passes import pairing
 
 ALIGNMENT_GRADIENTS = ("transform", "stream", "full")
 ALIGNMENT_ERRORS = ("relative", "plain")
@@ -25,7 +25,7 @@ class CCFeedForward(keras.layers.Layer):
         Ff    = alpha * A + (1 - alpha) * F(x)      the output in a connected pass
         T     = TransformMatrix(F(x))               the output in any other
 
-    Which pass it is, the layer learns from `keras_cc.pairing`; called by itself, or by a
+    Which pass it is, the layer learns from `keras_cc.passes.pairing`; called by itself, or by a
     model that knows nothing of pairs, it gives `T`. In a connected pass it also leaves
     there, for every row, the alignment error between `T` and `Ff` and the mean gate.
     Padding, and rows without a pivot, are left out of all of it: they get `F(x)`.

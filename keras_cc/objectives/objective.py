@@ -16,8 +16,8 @@ from typing import Any
 
 from keras import ops
 
-from keras_cc import pairing
 from keras_cc.options import Options, flag, number
+from keras_cc.passes import positions
 
 
 @dataclasses.dataclass
@@ -143,7 +143,7 @@ def content_masks(states, sink_tokens):
         `(target_mask, pivot_mask, counted)`: bool `(B, T)`, `(B, S)` and `(B,)`.
     """
     masks = [
-        pairing.beyond(ops.cast(mask, "bool"), sink_tokens)
+        positions.beyond(ops.cast(mask, "bool"), sink_tokens)
         for mask in (states.target_mask, states.pivot_mask)
     ]
     counted = ops.cast(states.has_pivot, "bool")
@@ -160,7 +160,7 @@ def pool(hidden, mask, method):
     """
     hidden = ops.cast(hidden, "float32")
     if method == "last":
-        return pairing.pick(hidden, pairing.last_prompt(mask))
+        return positions.pick(hidden, positions.last_prompt(mask))
     total = ops.sum(ops.where(mask[..., None], hidden, 0.0), axis=1)
     tokens = ops.sum(ops.cast(mask, "float32"), axis=1, keepdims=True)
     return total / ops.maximum(tokens, 1.0)

@@ -17,7 +17,8 @@ import pytest
 from backend_tools import once
 
 import keras_cc.demo
-from keras_cc.demo import gemma3, presets, smollm2
+from keras_cc.backbones import preset_files
+from keras_cc.demo import cache, gemma3, smollm2
 from keras_cc.demo.gguf_reader import GGUFFile
 
 pytestmark = [
@@ -301,17 +302,17 @@ def test_smollm2_weights():
 def test_assign_weights():
     backbone = llama_backbone()
     values = smollm2.weight_values(llama_tensors().__getitem__, layers=1, heads=3, kv_heads=1)
-    presets.assign_weights(backbone, values)
+    preset_files.assign_weights(backbone, values)
     for weight in backbone.weights:
         np.testing.assert_array_equal(
             keras.ops.convert_to_numpy(weight.value), values[weight.path]()
         )
     with pytest.raises(ValueError, match=r"only in the backbone: \['token_embedding"):
-        presets.assign_weights(
+        preset_files.assign_weights(
             backbone, {k: v for k, v in values.items() if not k.startswith("token")}
         )
     with pytest.raises(ValueError, match=r"shape=\(2, 2\)"):
-        presets.assign_weights(
+        preset_files.assign_weights(
             backbone, {**values, "token_embedding/embeddings": lambda: np.zeros((2, 2))}
         )
 
@@ -497,11 +498,11 @@ def test_saved_llama_preset_loads_plainly(tiny_tokenizer, tmp_path):
     for name, own, given in [("with", preprocessor, None), ("apart", None, tiny_tokenizer)]:
         model = keras_hub.models.Llama3CausalLM(backbone=backbone, preprocessor=own)
         path = str(tmp_path / name)
-        keras_cc.demo.save_preset(model, path, tokenizer=given)
+        keras_cc.save_preset(model, path, tokenizer=given)
         plain = keras_hub.models.CausalLM.from_preset(path)
         assert type(plain) is keras_hub.models.Llama3CausalLM
         assert plain.preprocessor is not None and plain.backbone.tie_word_embeddings
-        loaded, tokenizer = keras_cc.demo.load_preset(path, sequence_length=7)
+        loaded, tokenizer = keras_cc.load_preset(path, sequence_length=7)
         assert loaded.preprocessor.sequence_length == 7
         assert tokenizer(TEXTS) == tiny_tokenizer(TEXTS)
         for other in (plain, loaded):
@@ -511,7 +512,7 @@ def test_saved_llama_preset_loads_plainly(tiny_tokenizer, tmp_path):
     assert plain.preprocessor.add_start_token  # "apart" saves no option of a preprocessor.
     model = keras_hub.models.Llama3CausalLM(backbone=backbone, preprocessor=preprocessor)
     with pytest.raises(ValueError, match="another tokenizer"):
-        keras_cc.demo.save_preset(model, str(tmp_path / "no"), tokenizer=object())
+        keras_cc.save_preset(model, str(tmp_path / "no"), tokenizer=object())
 
 
 def test_cache_builds_once_and_rebuilds_what_is_damaged(tmp_path):
@@ -524,7 +525,7 @@ def test_cache_builds_once_and_rebuilds_what_is_damaged(tmp_path):
         Path(folder, "assets", "weights").write_bytes(b"12345")
 
     def get(version=1):
-        return Path(presets.cached_preset("m", build, version=version, cache_dir=tmp_path))
+        return Path(cache.cached_preset("m", build, version=version, cache_dir=tmp_path))
 
     path = get()
     assert path == tmp_path / "m" and (path / "assets" / "weights").read_bytes() == b"12345"
@@ -532,9 +533,9 @@ def test_cache_builds_once_and_rebuilds_what_is_damaged(tmp_path):
     damages = [
         lambda: (path / "assets" / "weights").write_bytes(b"123"),  # cut off
         lambda: (path / "config.json").unlink(),
-        lambda: (path / presets.MANIFEST).unlink(),
-        lambda: (path / presets.MANIFEST).write_text('{"version": 1, "files"'),
-        lambda: (path / presets.MANIFEST).write_text("[]"),
+        lambda: (path / cache.MANIFEST).unlink(),
+        lambda: (path / cache.MANIFEST).write_text('{"version": 1, "files"'),
+        lambda: (path / cache.MANIFEST).write_text("[]"),
     ]
     for count, damage in enumerate(damages, start=2):
         damage()
@@ -553,28 +554,28 @@ def test_interrupted_conversion_leaves_nothing(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        presets.cached_preset("m", build, version=1, cache_dir=tmp_path)
+        cache.cached_preset("m", build, version=1, cache_dir=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_cache_yields_to_another_process(tmp_path):
     def build(folder):
         # Meanwhile, somebody else finishes the same conversion.
-        presets.cached_preset(
+        cache.cached_preset(
             "m", lambda other: Path(other, "who").write_text("them"), version=1, cache_dir=tmp_path
         )
         Path(folder, "who").write_text("us")
 
-    path = presets.cached_preset("m", build, version=1, cache_dir=tmp_path)
+    path = cache.cached_preset("m", build, version=1, cache_dir=tmp_path)
     assert Path(path, "who").read_text() == "them"
 
 
 def test_cache_root(monkeypatch, tmp_path):
-    monkeypatch.delenv(presets.CACHE_VARIABLE, raising=False)
-    assert presets.cache_root() == Path.home() / ".cache" / "keras_cc"
-    monkeypatch.setenv(presets.CACHE_VARIABLE, str(tmp_path / "env"))
-    assert presets.cache_root() == tmp_path / "env"
-    assert presets.cache_root(tmp_path / "own") == tmp_path / "own"
+    monkeypatch.delenv(cache.CACHE_VARIABLE, raising=False)
+    assert cache.cache_root() == Path.home() / ".cache" / "keras_cc"
+    monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "env"))
+    assert cache.cache_root() == tmp_path / "env"
+    assert cache.cache_root(tmp_path / "own") == tmp_path / "own"
 
 
 @pytest.mark.parametrize(
@@ -596,14 +597,14 @@ def test_unknown_name():
     with pytest.raises(ValueError, match="name='gpt5'"):
         keras_cc.demo.load("gpt5")
     with pytest.raises(ValueError, match="name='gpt5'"):
-        keras_cc.demo.load_preset("demo:gpt5")
+        keras_cc.load_preset("demo:gpt5")
 
 
 def test_a_preset_may_be_a_demo_model(monkeypatch):
     calls = []
     monkeypatch.setattr(keras_cc.demo, "load", lambda *given, **options: calls.append(options))
-    keras_cc.demo.load_preset("demo:gemma3_270m")
-    keras_cc.demo.load_preset("demo:gemma3_270m", dtype="bfloat16", sequence_length=7)
+    keras_cc.load_preset("demo:gemma3_270m")
+    keras_cc.load_preset("demo:gemma3_270m", dtype="bfloat16", sequence_length=7)
     assert calls == [{"sequence_length": None}, {"sequence_length": 7, "dtype": "bfloat16"}]
 
 

@@ -140,7 +140,7 @@ def presets(tmp_path_factory):
         expected[f"{family}/connected"] = logits(model, X)
         stock = model.merge()
         expected[family] = logits(stock, X)
-        keras_cc.demo.save_preset(stock, folder / family)
+        keras_cc.save_preset(stock, folder / family)
         stock.compile(sampler="greedy")
         expected[f"{family}/text"] = stock.generate(PROMPT, max_length=16)
     collect, gc.collect = gc.collect, lambda *_: 0  # Keras calls it for every layer: seconds
@@ -149,7 +149,7 @@ def presets(tmp_path_factory):
             stock = connected_model("llama3").merge()
             stock.backbone.quantize(mode)
             expected[mode] = logits(stock, X)
-            keras_cc.demo.save_preset(stock, folder / mode)
+            keras_cc.save_preset(stock, folder / mode)
     finally:
         gc.collect = collect
     wishes = {
@@ -222,7 +222,7 @@ def test_int4(presets):
     _, expected, found, _ = presets
     assert_close(found["int4/weights_only"], expected["int4"], 1e-5)
     assert 1e-3 < np.abs(found["int4"] - expected["int4"]).max() < 0.2
-    loaded, _ = keras_cc.demo.load_preset(presets[0] / "int4")
+    loaded, _ = keras_cc.load_preset(presets[0] / "int4")
     assert_close(logits(loaded, X), expected["int4"], 1e-5)
     # A step is 1/7 of the largest weight, 18 times int8's.
     ratio = relative_error(expected["int4"], expected["llama3"])

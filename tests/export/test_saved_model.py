@@ -591,7 +591,7 @@ class TestThroughAProcess:
                 model.preprocessor.preprocessor, LENGTH, template="{instruction} the "
             )
             arguments += ["--template", "{instruction} the "]
-            keras_cc.demo.save_preset(model.merge(), source)
+            keras_cc.save_preset(model.merge(), source)
         else:
             model.save(source)
         command = [sys.executable, "-m", "keras_cc.export", str(source), str(tmp_path / "served")]

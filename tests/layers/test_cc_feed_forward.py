@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from keras import ops
 from keras.src import testing
 
-from keras_cc import pairing
 from keras_cc.layers import CCFeedForward, DecisionGate, TransformMatrix
+from keras_cc.passes import pairing
 
 ROWS, PIVOT, LENGTH, INNER, DIM = 3, 4, 6, 5, 3
 PIVOT_LENGTHS, LENGTHS, PROMPTS = [4, 2, 0], [6, 4, 5], [3, 2, 5]  # the last row: no pivot

@@ -1,0 +1,338 @@
+"""Connecting, disconnecting and folding: the only file that touches private Keras names.
+
+Why each is needed:
+
+- `layer._tracker.replace_tracked_value`: swaps one tracked sublayer for another at the
+  same place. Plain assignment appends a second one (and is refused on a built layer),
+  which would change the order of the weights, and with it every saved file. Its `unlock`,
+  `lock` and `untrack` give a built block a sublayer more, and take it away again: there it
+  is saved, trained and compiled with the model, as the rest of it is.
+- `operation._inbound_nodes` and `model._nodes_by_depth`: where the backbone's hidden
+  states enter the language-model head, and the last block's the final norm. KerasHub has no
+  layer for either, so each is the part of the functional graph behind that tensor.
+- `model._aggregate_additional_loss`: divides a loss that is already a mean by the
+  number of replicas on TensorFlow, where gradients are summed over the replicas.
+- `variable._value`: on JAX, None while a trainer holds the value; reading `value` then fails.
+- `model._flatten_layers`: all sublayers; `Model.layers` lists the top only. Loaded int4 layers
+  are repaired among them: Keras 3.15 forgets that their inputs are not quantised.
+- `backbone._lora_enabled_layers`: KerasHub's `save_lora_weights` knows the layers that carry LoRA
+  by their place in the list of all, which connecting changes.
+"""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_cc.backbones import taps
+from keras_cc.backbones.families import family_of, owner_of
+from keras_cc.layers import CCFeedForward
+
+# Attributes of a decoder block that hold what was attached to it.
+_PREFIX = "cc_"
+
+# The variables of the connection stay float32, whatever the backbone's: in bfloat16, Adam's
+# second moment never moves (beta_2 rounds to 1).
+_POLICIES = {
+    "float32": "float32",
+    "bfloat16": "mixed_bfloat16",
+    "float16": "mixed_float16",
+    "float64": "float64",
+}
+
+
+def is_connected(causal_lm):
+    """Whether some `CCCausalLM` has connected this model already."""
+    return bool(_attached(causal_lm)) or any(
+        isinstance(layer, CCFeedForward) for layer in _all_layers(causal_lm.backbone)
+    )
+
+
+def connect(causal_lm, connection):
+    """Give a model the layers of a connection, in place.
+
+    The feed-forward projections of the connection's blocks are wrapped, and the layers that
+    it has once a model are attached to the first block.
+
+    Args:
+        causal_lm: a KerasHub causal language model.
+        connection: a `keras_cc.connections.Connection`.
+
+    Returns:
+        A dict: `"block_3"` to the `CCFeedForward` there, and the attached layers by name.
+
+    Raises:
+        ValueError: for a backbone of no supported family, one that is connected already,
+            and block numbers that it does not have. Nothing has changed then.
+    """
+    backbone = causal_lm.backbone
+    family = family_of(backbone)
+    if is_connected(causal_lm):
+        raise ValueError(
+            "`causal_lm` is connected already: use the `CCCausalLM` that connected it, or call its "
+            "`merge()` or `disconnect()` first. "
+            f"Received: causal_lm={causal_lm.name!r} with the layers of a connection"
+        )
+    blocks = backbone.transformer_layers
+    numbers = connection.block_numbers(len(blocks))
+    own = connection.own_layers(len(blocks), backbone.hidden_dim)
+    taps.untap(causal_lm)  # a tap belongs on the wrapper, not inside it
+    layers = {}
+    for number in numbers:
+        owner, attribute = owner_of(blocks[number], family.projection)
+        inner = getattr(owner, attribute)
+        layer = connection.feed_forward(
+            inner, name=f"cc_feed_forward_{number}", dtype=_POLICIES[inner.compute_dtype]
+        )
+        layer.build(_input_shape(inner))
+        _replace(owner, attribute, layer)
+        layers[f"block_{number}"] = layer
+    for name, layer in own.items():
+        attach(causal_lm, 0, name, layer)
+        layers[name] = layer
+    _number_lora_layers(backbone)
+    _forbid_presets(causal_lm)
+    causal_lm.generate_function = None  # it was compiled around the old layers
+    return layers
+
+
+def disconnect(causal_lm, fold):
+    """Put the projections back, with the transforms folded into them or left out.
+
+    Args:
+        causal_lm: a KerasHub causal language model, connected or not.
+        fold: bool, whether to multiply each transform into its projection.
+
+    Raises:
+        ValueError: if `fold` and a transform is no matrix, or a projection is quantised
+            or carries LoRA weights. Nothing has changed then.
+    """
+    family = family_of(causal_lm.backbone)
+    places = []
+    for block in causal_lm.backbone.transformer_layers:
+        owner, attribute = owner_of(block, family.projection)
+        layer = getattr(owner, attribute)
+        if isinstance(layer, CCFeedForward):
+            places.append((owner, attribute, layer, _folded(layer) if fold else {}))
+    taps.untap(causal_lm)
+    for owner, attribute, layer, weights in places:
+        for variable, value in weights.items():
+            getattr(layer.inner, variable).assign(value)
+        _replace(owner, attribute, layer.inner)
+    for block, name in _attached(causal_lm):
+        _detach(block, name)
+    _number_lora_layers(causal_lm.backbone)
+    _allow_presets(causal_lm)
+    causal_lm.generate_function = None
+
+
+def attach(causal_lm, number, name, layer):
+    """Make `layer` a sublayer of the model's decoder block `number`, under `cc_<name>`."""
+    block = causal_lm.backbone.transformer_layers[number]
+    block._tracker.unlock()
+    try:
+        setattr(block, _PREFIX + name, layer)
+    finally:
+        block._tracker.lock()
+
+
+def detach(causal_lm, name):
+    """Take the sublayers that were attached under `name` out of every block."""
+    for block, attribute in _attached(causal_lm):
+        if attribute == _PREFIX + name:
+            _detach(block, attribute)
+
+
+def language_model_head(causal_lm):
+    """The model's head: from the backbone's hidden states `(B, K, d)` to logits.
+
+    Cut from the functional graph, so that soft caps and tied embeddings are those of the
+    model, and applied to whatever positions are wanted.
+    """
+    node = _node_in(causal_lm, causal_lm.backbone)
+    if node is None:
+        raise ValueError(
+            "`causal_lm` must be a functional KerasHub model whose output is computed from its "
+            f"backbone's. Received: causal_lm={type(causal_lm).__name__}"
+        )
+    return keras.Model(node.output_tensors[0], causal_lm.output)
+
+
+def logit_lens(causal_lm):
+    """The logit lens: from a decoder block's output `(B, K, d)` to logits, weights frozen.
+
+    The final norm and the head, as the model applies them to its last block's output; no
+    gradient reaches their weights, only what they read.
+    """
+    backbone = causal_lm.backbone
+    node = _node_in(backbone, backbone.transformer_layers[-1])
+    final_norm = keras.Model(node.output_tensors[0], backbone.output)
+    head = language_model_head(causal_lm)
+    variables = [*final_norm.variables, *head.variables]
+
+    def lens(hidden):
+        frozen = [(variable, ops.stop_gradient(variable.value)) for variable in variables]
+        with keras.StatelessScope(state_mapping=frozen):
+            return head(final_norm(hidden))
+
+    return lens
+
+
+def add_to_loss(model, loss):
+    """`loss`, a mean over this replica's batch, scaled as Keras scales an added loss."""
+    return model._aggregate_additional_loss(loss)
+
+
+def attached_values(model):
+    """On JAX, `(variable, value)` of every variable that has its value; else nothing.
+
+    Elsewhere a trainer leaves the values where they are.
+    """
+    if not hasattr(model, "jax_state_sync"):
+        return []
+    variables = [*model.variables, *model.metrics_variables, *model.optimizer.variables]
+    return [(v, v._value) for v in variables if v._value is not None]
+
+
+def reattach(model, values):
+    """After a failed step on JAX: the last step's state, or where there was none, `values`."""
+    if hasattr(model, "jax_state_sync"):
+        model.jax_state_sync()
+    for variable, value in values:
+        if variable._value is None:
+            variable.assign(value)
+
+
+def unfreeze(layers):
+    """Make a connection's layers trainable again, and leave the projections as they are.
+
+    KerasHub's `enable_lora` freezes every layer that it does not give LoRA weights. A
+    frozen layer hides its sublayers' trainable weights, so the wrapper itself thaws too.
+
+    Args:
+        layers: layers that `connect` returned and that training changes.
+    """
+    for layer in layers:
+        if not isinstance(layer, CCFeedForward):
+            layer.trainable = True
+            continue
+        inner = layer.inner.trainable
+        layer.trainable = True  # sets it on everything inside
+        layer.inner.trainable = inner
+
+
+def backbone_config(backbone):
+    """`backbone.get_config()`, complete.
+
+    `LlamaBackbone.get_config` (KerasHub 0.32) leaves out `tie_word_embeddings`, so a tied
+    model would come back untied, with weights that no longer fit.
+    """
+    config = dict(backbone.get_config())
+    embedding = getattr(backbone, "token_embedding", None)
+    if "tie_word_embeddings" not in config and _takes(backbone, "tie_word_embeddings"):
+        config["tie_word_embeddings"] = bool(getattr(embedding, "tie_weights", False))
+    return config
+
+
+def quantise_weights_only(backbone):
+    """Have int4 layers take their inputs as they are, as `quantize("int4")` made them do.
+
+    A saved policy, `"int4/128"`, does not say so, and a loaded layer rounds its inputs to int8.
+    """
+    for layer in _all_layers(backbone):
+        if getattr(layer, "quantization_mode", None) == "int4":
+            layer.inputs_quantizer = None
+
+
+def _takes(backbone, argument):
+    import inspect
+
+    return argument in inspect.signature(type(backbone).__init__).parameters
+
+
+def _all_layers(model):
+    return model._flatten_layers(include_self=False)
+
+
+def _node_in(model, operation):
+    """The node of a functional model's graph at which `operation` is called."""
+    nodes = {id(node) for depth in model._nodes_by_depth.values() for node in depth}
+    return next((node for node in operation._inbound_nodes if id(node) in nodes), None)
+
+
+def _attached(causal_lm):
+    """`(block, attribute)` of everything that `attach` put there."""
+    return [
+        (block, name)
+        for block in causal_lm.backbone.transformer_layers
+        for name in dir(block)
+        if name.startswith(_PREFIX)
+    ]
+
+
+def _detach(block, attribute):
+    block._tracker.untrack(getattr(block, attribute))
+    delattr(block, attribute)
+
+
+def _replace(owner, attribute, new):
+    old = getattr(owner, attribute)
+    owner._tracker.replace_tracked_value("layers", old, new)
+    setattr(owner, attribute, new)
+
+
+def _input_shape(projection):
+    """`(None, None, inner dim)`: the kernel of every family's projection is (inner, d)."""
+    return (None, None, int(projection.kernel.shape[0]))
+
+
+def _folded(layer):
+    """The projection's weights with the transform multiplied in, `kernel @ W`, `bias @ W`."""
+    if layer.transform_matrix is None:
+        return {}
+    matrix = layer.transform_matrix.matrix()
+    inner = layer.inner
+    if getattr(inner, "quantization_mode", None) is not None:
+        raise ValueError(
+            "`merge()` folds into float weights only: merge first and quantise the merged model. "
+            f"Received: {inner.name} quantised to {inner.quantization_mode!r}"
+        )
+    if getattr(inner, "lora_enabled", False):
+        raise ValueError(
+            "`merge()` cannot fold into a projection that carries LoRA weights: train LoRA on "
+            "other layers (KerasHub's default is the attention's query and value). "
+            f"Received: LoRA on {inner.name}"
+        )
+    weights = {"kernel": inner.kernel}
+    if getattr(inner, "bias", None) is not None:
+        weights["bias"] = inner.bias
+    # Folded in float32 and rounded once, to the projection's own type, by `assign`.
+    return {
+        name: np.matmul(ops.convert_to_numpy(ops.cast(value, "float32")), matrix)
+        for name, value in weights.items()
+    }
+
+
+def _number_lora_layers(backbone):
+    if hasattr(backbone, "_lora_enabled_layers"):
+        layers = [layer for layer in _all_layers(backbone) if layer.weights]
+        backbone._lora_enabled_layers = [
+            number for number, layer in enumerate(layers) if getattr(layer, "lora_enabled", False)
+        ]
+
+
+def _forbid_presets(causal_lm):
+    def save_to_preset(*args, **kwargs):
+        raise ValueError(
+            "A connected model cannot be saved as a preset, since nothing could load it: call "
+            "`merge()` (or `disconnect()`, where nothing can be merged) and save what it returns, "
+            "or use `CCCausalLM.save` or `save_cc_weights`. "
+            f"Received: save_to_preset on {causal_lm.name!r}, which is connected"
+        )
+
+    for model in (causal_lm, causal_lm.backbone):
+        object.__setattr__(model, "save_to_preset", save_to_preset)
+
+
+def _allow_presets(causal_lm):
+    for model in (causal_lm, causal_lm.backbone):
+        vars(model).pop("save_to_preset", None)

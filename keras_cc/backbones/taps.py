@@ -1,0 +1,67 @@
+"""Taps: let the pass under way read, and change, what the decoder blocks compute.
+
+A tap shadows the `call` method of one layer instance. The layer stays what it is, in the
+functional graph, in cached generation and in saved files; outside a pass the tap only calls it.
+Nothing is kept: what passes a tap goes to the pass of `keras_cc.passes.pairing`, where the sites
+are named.
+"""
+
+import functools
+import inspect
+
+from keras_cc.backbones.families import family_of, owner_of
+from keras_cc.passes import pairing
+
+# Keras calls the second one where a layer is quantised.
+_METHODS = ("call", "quantized_call")
+
+
+def tap(causal_lm):
+    """Tap every site of a model. Tapping a model again changes nothing.
+
+    Args:
+        causal_lm: a KerasHub causal language model of a supported family.
+    """
+    for site, layer in _tapped_layers(causal_lm):
+        entry = ("embedding", 0) if site == ("hidden", 0) else None
+        for name in _METHODS:
+            if name not in vars(layer):
+                method = _through_pass(getattr(layer, name), site, entry)
+                object.__setattr__(layer, name, method)
+
+
+def untap(causal_lm):
+    """Take every tap off a model, tapped or not."""
+    for _, layer in _tapped_layers(causal_lm):
+        for name in _METHODS:
+            vars(layer).pop(name, None)
+
+
+def _tapped_layers(causal_lm):
+    family = family_of(causal_lm.backbone)
+    for number, block in enumerate(causal_lm.backbone.transformer_layers):
+        yield ("hidden", number), block
+        for kind, path in (("attention", family.attention), ("ffn", family.projection)):
+            owner, attribute = owner_of(block, path)
+            yield (kind, number), getattr(owner, attribute)
+
+
+def _through_pass(method, site, entry):
+    """`method`, its output (and at `entry` its first argument) led through the pass."""
+    first = next(iter(inspect.signature(method).parameters))
+
+    @functools.wraps(method)
+    def tapped(*args, **kwargs):
+        scope = pairing.current()
+        if scope is None:
+            return method(*args, **kwargs)
+        if entry is not None and args:
+            args = (scope.visit(entry, args[0]), *args[1:])
+        elif entry is not None:  # Falcon's backbone gives it by name
+            kwargs = {**kwargs, first: scope.visit(entry, kwargs[first])}
+        outputs = method(*args, **kwargs)
+        if isinstance(outputs, (tuple, list)):  # with a cache beside
+            return type(outputs)((scope.visit(site, outputs[0]), *outputs[1:]))
+        return scope.visit(site, outputs)
+
+    return tapped

@@ -1,0 +1,55 @@
+"""Where in a row: its last prompt token, what lies beyond its first ones, and values there."""
+
+from keras import ops
+
+
+def gather(values, positions):
+    """`values[b, positions[b, k]]`: `(B, T, ...)` at `(B, K)` gives `(B, K, ...)`."""
+    batch, length = ops.shape(values)[:2]
+    flat = ops.reshape(values, (-1, *values.shape[2:]))
+    offsets = ops.arange(batch, dtype="int32")[:, None] * ops.cast(length, "int32")
+    return ops.take(flat, ops.cast(positions, "int32") + offsets, axis=0)
+
+
+def beyond(mask, count):
+    """`mask`, bool `(batch, length)`, without the first `count` True positions of each row."""
+    return ops.logical_and(mask, ops.cumsum(ops.cast(mask, "int32"), axis=1) > count)
+
+
+def last_prompt(mask, answer_mask=None):
+    """True at each row's last prompt token: the first answer position, or the last real one.
+
+    Args:
+        mask: bool tensor `(batch, length)`, True at real tokens.
+        answer_mask: int or bool tensor of the same shape, or None: there is no answer.
+
+    Returns:
+        bool tensor `(batch, length)`, with one True a row, none in a row without a token.
+    """
+    count = ops.cumsum(ops.cast(mask, "int32"), axis=1)
+    last_real = ops.logical_and(mask, count == count[:, -1:])
+    if answer_mask is None:
+        return last_real
+    answers = ops.cast(answer_mask, "bool")
+    first = ops.logical_and(answers, ops.cumsum(ops.cast(answers, "int32"), axis=1) == 1)
+    return ops.where(ops.any(answers, axis=1, keepdims=True), first, last_real)
+
+
+def pick(values, where):
+    """`values` `(batch, length, dim)` at the one True of each row of `where`: `(batch, dim)`.
+
+    Zeros in a row without one.
+    """
+    return ops.sum(ops.where(where[..., None], values, ops.zeros_like(values)), axis=1)
+
+
+def pick_sites(scope, sites, where):
+    """What a finished pass observed at `sites`, at one position: float32 `(batch, sites, dim)`.
+
+    Args:
+        scope: a `Pass` that observed them.
+        sites: a sequence of sites; the result is in its order.
+        where: bool tensor `(batch, length)` with at most one True a row.
+    """
+    picked = [pick(scope.states[site], where) for site in sites]
+    return ops.cast(ops.stack(picked, axis=1), "float32")

@@ -1,0 +1,143 @@
+"""The forward passes of a `CCCausalLM`: pivot, connected, and the one that a user gets.
+
+Each function opens or runs a `pairing.Pass` for the model's connection, objectives and
+intervention; `CCCausalLM.call`, generation, calibration and search are made of them.
+"""
+
+from keras import ops
+
+from keras_cc import losses
+from keras_cc.objectives import PairStates
+from keras_cc.passes import pairing, positions
+
+
+def run(model, inputs, scope, training=False):
+    """The backbone's hidden states `(B, T, d)` in a pass."""
+    backbone = model.causal_lm.backbone
+    with pairing.enter(scope):
+        return backbone({name: inputs[name] for name in backbone.input}, training=training)
+
+
+def pivot(model, inputs, training=False, observed=()):
+    """Run the pass over the pivot prompts, and return it."""
+    mask = ops.cast(inputs["pivot_padding_mask"], "bool")
+    if model.connection is None:
+        scope = pairing.PivotPass(mask)
+    else:
+        scope = model.connection.pivot_pass(mask, model.num_blocks)
+    scope.observed |= set(observed)
+    # The backbone alone: nobody needs the pivot's logits.
+    names = {"token_ids": "pivot_token_ids", "padding_mask": "pivot_padding_mask"}
+    run(model, {name: inputs[of] for name, of in names.items()}, scope, training)
+    return scope
+
+
+def connected(model, inputs, pivot_scope, training=False):
+    """The connected pass, not run yet."""
+    if model.connection is None:
+        return pairing.Pass()
+    layers, seed = model.layers_of_connection, model.seed_generator
+    return model.connection.target_pass(inputs, pivot_scope, layers, training, seed)
+
+
+def user(model, inputs):
+    """The pass that a user gets, not run yet: monolingual, with the intervention if there is one.
+
+    Passes that have to come before it are run: over the target's own prompt, over the pivot's.
+    """
+    intervention = model.intervention
+    scope = monolingual(model, inputs)
+    if intervention is None:
+        return scope
+    real = ops.cast(inputs["padding_mask"], "bool")
+    where = positions.last_prompt(real, inputs.get("answer_mask"))
+    sites = intervention.sites(model.num_blocks)
+    if intervention.needs_pivot:
+        if "pivot_token_ids" not in inputs:
+            raise ValueError(
+                f"{intervention!r} needs the pivot prompts: `pivot_prompts` of `generate`, or "
+                "`pivot_token_ids` and `pivot_padding_mask` of a call. "
+                f"Received: inputs with {sorted(inputs)}"
+            )
+        source = pivot(model, inputs, observed=sites)
+        last = positions.last_prompt(source.mask)
+        where = ops.logical_and(where, ops.any(last, axis=1, keepdims=True))
+    else:
+        source, last = monolingual(model, inputs), where
+        source.observed |= sites
+        run(model, inputs, source)
+    states = {site: positions.pick(source.states[site], last) for site in sites}
+    intervention.edit(scope, where, states, inputs.get("intervention_options"))
+    return scope
+
+
+def is_plain(model):
+    """Whether the pass that a user gets is the causal LM's own, with nothing before it."""
+    own = model.connection is not None and model.connection.own_pass(model.num_blocks) is not None
+    return model.intervention is None and not own
+
+
+def monolingual(model, inputs):
+    """The monolingual pass, without an intervention, not run yet."""
+    connection = model.connection
+    if connection is None:
+        return pairing.Pass()
+    own = connection.own_pass(model.num_blocks)
+    if own is not None:
+        run(model, inputs, own)
+    return connection.monolingual_pass(inputs, own, model.layers_of_connection)
+
+
+def answer_nats(model, inputs, make_pass):
+    """Of each row: the negative log-likelihood of its answer, and of how many tokens.
+
+    Args:
+        model: a `CCCausalLM`.
+        inputs: the model's inputs with `answer_positions` `(B, K)`, and with `y` and
+            `sample_weight` `(B, T)`.
+        make_pass: a function of model and inputs that gives the pass: `user` or `monolingual`.
+
+    Returns:
+        A dict of float32 `(B,)`: `nats` and `tokens`, both weighted.
+    """
+    inputs = dict(inputs)
+    y, weights = inputs.pop("y"), inputs.pop("sample_weight")
+    hidden = run(model, inputs, make_pass(model, inputs))
+    logits = model.logits(hidden, inputs)
+    label, weight = (positions.gather(v, inputs["answer_positions"]) for v in (y, weights))
+    nats = ops.where(weight > 0, losses.token_cross_entropy(logits, label), 0.0)
+    return {"nats": ops.sum(nats * weight, axis=1), "tokens": ops.sum(weight, axis=1)}
+
+
+def objective_sites(objectives, num_blocks):
+    """`(target sites, pivot sites)` that the objectives read."""
+    of_target = {("hidden", n) for o in objectives for n in o.target_blocks(num_blocks)}
+    of_pivot = {("hidden", n) for o in objectives for n in o.pivot_blocks(num_blocks)}
+    return of_target, of_pivot
+
+
+def objective_outputs(model, inputs, pivot_scope, scope):
+    """Each objective's loss and count, `(B,)` each, by the names of the model's outputs."""
+    real = ops.cast(inputs["padding_mask"], "bool")
+    last = ops.cast(positions.last_prompt(real, inputs.get("answer_mask")), "int32")
+    pivot_mask = ops.cast(inputs["pivot_padding_mask"], "bool")
+    has_pivot = ops.any(pivot_mask, axis=1)
+    states = PairStates(
+        target=_hidden_by_block(scope),
+        pivot=_hidden_by_block(pivot_scope),
+        target_mask=ops.logical_and(real, ops.cumsum(last, axis=1) - last == 0),
+        pivot_mask=pivot_mask,
+        has_pivot=has_pivot,
+        pivot_token_ids=inputs["pivot_token_ids"],
+        lens=model.lens,
+        num_blocks=model.num_blocks,
+    )
+    outputs = {}
+    for objective in model.objectives:
+        values, counts = objective(states)
+        outputs[f"{objective.name}_loss"], outputs[f"{objective.name}_count"] = values, counts
+    return outputs
+
+
+def _hidden_by_block(scope):
+    return {number: value for (kind, number), value in scope.states.items() if kind == "hidden"}

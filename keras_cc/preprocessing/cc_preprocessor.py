@@ -1,0 +1,319 @@
+"""`CCPreprocessor`: rows of paired text in, arrays for `CCCausalLM` out.
+
+Notable choices:
+
+- Prompt and answer are tokenised apart, so an answer's ids do not depend on its prompt, and the
+  prompt's ids at inference are the ones seen in training.
+- A prompt too long for its row loses tokens on the left; an answer is never cut.
+"""
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_cc.data import pairs
+from keras_cc.data.columns import plain_text, to_columns
+from keras_cc.preprocessing import templates
+from keras_cc.preprocessing.template_tokenizer import TemplateTokenizer
+
+
+@keras.saving.register_keras_serializable(package="keras_cc")
+class CCPreprocessor(TemplateTokenizer):
+    """Turns paired prompts and answers into the arrays that `CCCausalLM` trains on.
+
+    A row of the target stream is
+
+        [start token] + prompt + answer + [end token], padded on the right to `max_length`
+
+    and a row of the pivot stream is the English prompt alone, under the same template:
+
+        [start token] + pivot prompt, padded on the right to `pivot_max_length`
+
+    The answer is never part of the pivot stream. A row without a pivot is a plain SFT row: its
+    `pivot_padding_mask` is all 0. That is a row whose pivot column is missing, `None` or empty,
+    whose language is `pivot_language`, or, where there is no language column, whose instruction
+    and pivot are the same text.
+
+    Args:
+        preprocessor: a `keras_hub.models.CausalLMPreprocessor`, or a KerasHub tokenizer.
+        max_length: int. Length of a target row in tokens, start, answer and end included.
+        pivot_max_length: int. Length of a pivot row in tokens. Defaults to `max_length`.
+        template: `None`, a name, a string with `"{instruction}"` or a `PromptTemplate`; see
+            `keras_cc.templates.get`. It is applied to instruction and pivot alike.
+        instruction_column: string. Column with the prompt in the target language.
+        output_column: string. Column with the answer.
+        pivot_column: string. Column with the prompt in the pivot language.
+        lang_column: string. Column with the language of the instruction (optional in the data).
+        id_column: string. Column that error messages name a row by (optional in the data).
+        pivot_language: string. The pivot's language, `"en"`. `"en-GB"` counts as `"en"`.
+        add_start_token: bool. Whether rows begin with the tokenizer's start token. Defaults to
+            the preprocessor's own setting, or `True` for a tokenizer. A tokenizer without a start
+            token (Qwen, SmolLM3), or a template that begins with it, adds none.
+
+    Call arguments:
+        rows: a list of row dicts, or one dict of columns (lists or arrays of strings), or one row
+            dict of plain strings (a batch of one).
+
+    Returns (of a call):
+        `(x, y, sample_weight)`, NumPy. x holds `token_ids`, `padding_mask`, `answer_mask`, int32
+        (B, T), and `pivot_token_ids`, `pivot_padding_mask`, int32 (B, S), with T = `max_length`
+        and S = `pivot_max_length`. y is int32 (B, T), the next tokens. sample_weight is float32
+        (B, T), 1 where y is a token of the answer or its end token; `answer_mask` equals it, so
+        its first 1 is the last token of the prompt.
+
+    Raises:
+        ValueError: where a column is missing, a text is empty, an answer leaves no room for its
+            prompt, or a pivot is longer than `pivot_max_length`; the message names the row.
+        TypeError: where a text is not a string.
+
+    Example:
+
+    ```python
+    preprocessor = keras_cc.CCPreprocessor(
+        causal_lm.preprocessor, max_length=256, template="gemma"
+    )
+    x, y, sample_weight = preprocessor([
+        {"instruction": "Kenya'nın para birimi nedir?", "output": "Kenya şilini",
+         "instruction_en": "What is the currency of Kenya?", "lang": "tr"},
+    ])
+    ```
+
+    Source: "CC-Tuning", the data format of YYF-Tommy/CC-Tuning (`instruction`, `output`,
+    `instruction_en`).
+    """
+
+    def __init__(
+        self,
+        preprocessor: Any = None,
+        max_length: int = 1024,
+        pivot_max_length: int | None = None,
+        template: "str | templates.PromptTemplate | dict[str, Any] | None" = None,
+        *,
+        instruction_column: str = "instruction",
+        output_column: str = "output",
+        pivot_column: str = "instruction_en",
+        lang_column: str = "lang",
+        id_column: str = "id",
+        pivot_language: str = "en",
+        add_start_token: bool | None = None,
+    ) -> None:
+        self.max_length = _check_length("max_length", max_length)
+        self.pivot_max_length = _check_length(
+            "pivot_max_length", self.max_length if pivot_max_length is None else pivot_max_length
+        )
+        template = templates.get(template)
+        self.instruction_column = instruction_column
+        self.output_column = output_column
+        self.pivot_column = pivot_column
+        self.lang_column = lang_column
+        self.id_column = id_column
+        self.pivot_language = pivot_language
+        columns = pairs.columns_of(self)
+        pairs.check_names(**columns, pivot_language=pivot_language)
+        names = list(columns.values())
+        if len(set(names)) < len(names):
+            raise ValueError(f"Each column must have its own name. Received: {names}")
+        self._lock = threading.Lock()
+        self._row_count = self._truncated_count = 0
+        super().__init__(preprocessor, template, add_start_token)
+
+    @property
+    def row_count(self) -> int:
+        """Number of rows prepared so far."""
+        return self._row_count
+
+    @property
+    def truncated_count(self) -> int:
+        """Number of rows whose prompt was cut on the left to fit `max_length`."""
+        return self._truncated_count
+
+    # --- rows ---
+
+    def __call__(
+        self, rows: "Mapping[str, Any] | Sequence[Mapping[str, Any]]"
+    ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+        """Prepares a batch of rows; see the class for arguments, returns and errors."""
+        columns = to_columns(rows, list(pairs.columns_of(self).values()))
+        size = len(next(iter(columns.values())))
+        names = pairs.row_names(columns, self.id_column, size)
+        instructions = pairs.read_texts(columns, self.instruction_column, names)
+        answers = pairs.read_texts(columns, self.output_column, names)
+        pivots = pairs.read_pivots(
+            columns, instructions, names, self.pivot_column, self.lang_column, self.pivot_language
+        )
+        encoder = self.encoder
+        ids = zip(encoder.prompts(instructions), encoder.answers(answers), names, strict=True)
+        packed = [self._row(prompt, answer, name) for prompt, answer, name in ids]
+        token_ids, padding_mask = self._padded([row for row, _, _ in packed], self.max_length)
+        answer_mask = np.zeros_like(token_ids)
+        for i, (row, prompt_length, _) in enumerate(packed):
+            answer_mask[i, prompt_length - 1 : len(row) - 1] = 1
+        pivot = self._pack_pivots(pivots, names)
+        with self._lock:
+            self._row_count += size
+            self._truncated_count += sum(is_cut for _, _, is_cut in packed)
+
+        y = np.full_like(token_ids, self.pad_token_id)
+        y[:, :-1] = token_ids[:, 1:]
+        x = {"token_ids": token_ids, "padding_mask": padding_mask, "answer_mask": answer_mask}
+        return {**x, **pivot}, y, answer_mask.astype("float32")
+
+    def _row(self, prompt: list[int], answer: list[int], name: str) -> tuple[list[int], int, bool]:
+        """Returns (row, length of its prompt with the start token, was the prompt cut?)."""
+        start = self._start(prompt)
+        end = [] if self.end_token_id is None else [self.end_token_id]
+        if not start and not prompt:
+            raise ValueError(
+                f"{name}: the prompt has no token, and there is no start token to answer from."
+            )
+        room = self.max_length - len(start) - len(answer) - len(end)
+        if room < min(1, len(prompt)):
+            raise ValueError(
+                f"{name}: the answer has {len(answer)} tokens; with {len(start)} start, {len(end)} "
+                "end and at least one prompt token it does not fit. Answers are never cut: raise "
+                f"`max_length` to {self.max_length - room + 1} or more, or drop the row. "
+                f"Received: max_length={self.max_length}"
+            )
+        kept = prompt[max(0, len(prompt) - room) :]
+        return start + kept + answer + end, len(start) + len(kept), len(kept) < len(prompt)
+
+    def answer_length(self, instruction: str, answer: str) -> int | None:
+        """Counts the tokens of an answer, without its end token.
+
+        Args:
+            instruction: string, the prompt that the answer follows.
+            answer: string.
+
+        Returns:
+            int, or `None` where no training row can hold the answer: start token, one token of
+            the prompt, answer and end token are more than `max_length`.
+
+        Raises:
+            TypeError: where a text is not a string.
+
+        Example: `cc_preprocessor.answer_length("Habari?", "Nzuri")`
+        """
+        encoder = self.encoder
+        (prompt,) = encoder.prompts(_check_prompts("instruction", [instruction]))
+        (ids,) = encoder.answers(_check_prompts("answer", [answer]))
+        try:
+            self._row(prompt, ids, "row")
+        except ValueError:
+            return None
+        return len(ids)
+
+    def _pack_pivots(self, pivots: Sequence[str | None], names: list[str]) -> dict[str, np.ndarray]:
+        rows: list[list[int]] = [[] for _ in pivots]
+        present = [i for i, pivot in enumerate(pivots) if pivot]
+        encoded = self.encoder.prompts([pivots[i] for i in present])
+        for i, prompt in zip(present, encoded, strict=True):
+            row = self._start(prompt) + prompt
+            if len(row) > self.pivot_max_length:
+                raise ValueError(
+                    f"{names[i]}: the pivot prompt has {len(row)} tokens. Pivots are never cut: "
+                    f"raise `pivot_max_length` to {len(row)} or more, or drop the row. "
+                    f"Received: pivot_max_length={self.pivot_max_length}"
+                )
+            rows[i] = row
+        token_ids, padding_mask = self._padded(rows, self.pivot_max_length)
+        return {"pivot_token_ids": token_ids, "pivot_padding_mask": padding_mask}
+
+    def _padded(self, rows: list[list[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
+        token_ids = np.full((len(rows), length), self.pad_token_id, "int32")
+        padding_mask = np.zeros_like(token_ids)
+        for i, row in enumerate(rows):
+            token_ids[i, : len(row)] = row
+            padding_mask[i, : len(row)] = 1
+        return token_ids, padding_mask
+
+    # --- generation ---
+
+    def generate_preprocess(
+        self, prompts: Sequence[str], max_length: int | None = None
+    ) -> dict[str, np.ndarray]:
+        """Prepares prompts for generation: the template, no answer, no end token.
+
+        Args:
+            prompts: list of strings.
+            max_length: int. Prompt and generated tokens together. Defaults to `self.max_length`.
+
+        Returns:
+            `{"token_ids", "padding_mask"}`, int32 (B, max_length). A row of the mask sums to the
+            length of its prompt.
+
+        Raises:
+            ValueError: where a prompt leaves no room for a generated token.
+
+        Example: `cc_preprocessor.generate_preprocess(["Habari?"], max_length=64)`
+        """
+        length = self.max_length if max_length is None else _check_length("max_length", max_length)
+        rows = self.prompt_ids(_check_prompts("prompts", prompts))
+        for i, row in enumerate(rows):
+            if not row or len(row) >= length:
+                raise ValueError(
+                    f"prompts[{i}] has {len(row)} tokens; it needs at least 1, and room for one "
+                    f"more to be generated. Received: max_length={length}"
+                )
+        token_ids, padding_mask = self._padded(rows, length)
+        return {"token_ids": token_ids, "padding_mask": padding_mask}
+
+    def pivot_preprocess(self, prompts: Sequence[str | None]) -> dict[str, np.ndarray]:
+        """Prepares pivot prompts for generation with the pivot at hand.
+
+        Args:
+            prompts: list of strings; `None` or an empty string is a row without a pivot.
+
+        Returns:
+            `{"pivot_token_ids", "pivot_padding_mask"}`, int32 (B, `pivot_max_length`).
+
+        Raises:
+            ValueError: where a prompt is longer than `pivot_max_length`.
+        """
+        prompts = _check_prompts("prompts", prompts, allow_none=True)
+        names = [f"prompts[{i}]" for i in range(len(prompts))]
+        return self._pack_pivots([pairs.nonblank(p) for p in prompts], names)
+
+    # --- serialisation ---
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the config. It holds the tokenizer's options and not its vocabulary."""
+        tokenizer = self.tokenizer
+        return {
+            "preprocessor": (
+                None if tokenizer is None else keras.saving.serialize_keras_object(tokenizer)
+            ),
+            "max_length": self.max_length,
+            "pivot_max_length": self.pivot_max_length,
+            "template": templates.serialize(self.template),
+            "add_start_token": self.add_start_token,
+            **pairs.columns_of(self),
+            "pivot_language": self.pivot_language,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "CCPreprocessor":
+        """Builds one from a config, with or without a tokenizer; see `preprocessor` to set it."""
+        config = dict(config)
+        preprocessor = config.pop("preprocessor", None)
+        if isinstance(preprocessor, dict):
+            preprocessor = keras.saving.deserialize_keras_object(preprocessor)
+        return cls(preprocessor, **config)
+
+
+def _check_length(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 2:
+        raise ValueError(f"`{name}` must be an integer of at least 2. Received: {name}={value!r}")
+    return int(value)
+
+
+def _check_prompts(name: str, prompts: Any, allow_none: bool = False) -> list[Any]:
+    if isinstance(prompts, str | bytes):
+        prompts = [prompts]
+    texts = [plain_text(p) for p in prompts]
+    for i, text in enumerate(texts):
+        if not isinstance(text, str) and not (allow_none and text is None):
+            raise TypeError(f"`{name}` must be strings. Received: {name}[{i}]={text!r}")
+    return texts

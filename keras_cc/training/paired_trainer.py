@@ -1,0 +1,337 @@
+import warnings
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_cc import losses
+from keras_cc.backbones import surgery
+from keras_cc.data.batches import PreparedBatches, as_keras_data
+from keras_cc.objectives import get_all as get_objectives
+from keras_cc.passes import pairing
+from keras_cc.passes.positions import gather
+from keras_cc.training.guards import failing_well, reporting_truncation
+from keras_cc.training.non_finite import LastRows, StopOnNonFiniteLoss
+
+
+class PairedTrainer(keras.Model):
+    """The training half of `CCCausalLM`: loss, metrics, `compile`, `fit` and `evaluate`.
+
+    One implementation for the three backends, whose train steps differ: what a pair needs
+    happens before Keras' step (`PreparedBatches`), inside `call`, and in `compute_loss`.
+
+        loss = sum_answer -log p(token) / answer tokens
+             + alignment_loss_weight * sum_tokens error / tokens
+             + objective.weight * sum_rows value / count        for each objective
+
+    Where an objective alternates, steps take turns: one trains the first two terms and the
+    objectives that do not alternate, the next the objectives that do.
+
+    Args:
+        objectives: anything that `keras_cc.objectives.get_all` takes.
+
+    A subclass gives `call`, which returns the dict that `CCCausalLM` documents, and the
+    attributes `connection`, `causal_lm` and `preprocessor`.
+    """
+
+    def __init__(self, objectives=(), **kwargs):
+        super().__init__(**kwargs)
+        self.objectives = get_objectives(objectives)
+        self.objective_trackers = [
+            keras.metrics.Mean(name=f"{objective.name}_loss") for objective in self.objectives
+        ]
+        self.sft_loss_tracker = keras.metrics.Mean(name="sft_loss")
+        self.alignment_loss_tracker = keras.metrics.Mean(name="alignment_loss")
+        self.gate_tracker = keras.metrics.Mean(name="mean_gate")
+        self.accuracy_tracker = keras.metrics.Mean(name="token_accuracy")
+        self.connected_loss_tracker = keras.metrics.Mean(name="connected_sft_loss")
+        self.last_rows = LastRows(name="last_rows")
+        # Micro-batches that the optimizer has seen: where its next accumulation group begins.
+        self._micro_steps = 0
+
+    # ---------------------------------------------------------------- loss and metrics
+
+    def compute_loss(
+        self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None, training: bool = True
+    ):
+        """The loss of a batch, and its parts into the metrics.
+
+        Args:
+            x: the input dict. `answer_positions` `(B, K)` says which positions `y_pred`
+                has logits for; `loss_scale` `(B, 3)` weights this micro-batch's means over
+                answer tokens, aligned tokens and rows with a pivot, so that gradient
+                accumulation gives the mean of the whole; `objective_turn` `(B,)` is 1 in a
+                step of the alternating objectives.
+            y: int `(B, T)`, next tokens.
+            y_pred: what `call` returned.
+            sample_weight: float `(B, T)`, 1 at answer tokens. None: 1 everywhere.
+            training: bool; unused, as the loss is the same.
+
+        Returns:
+            A float32 scalar.
+        """
+        weights = ops.ones_like(y) if sample_weight is None else sample_weight
+        weights = ops.cast(weights, "float32")
+        positions = x.get("answer_positions")
+        if positions is not None:
+            y, weights = gather(y, positions), gather(weights, positions)
+        scale = x["loss_scale"][0] if "loss_scale" in x else (1.0, 1.0, 1.0)
+
+        logits = y_pred["logits"]
+        sft_loss, count = _sft_loss(logits, y, weights)
+        self.sft_loss_tracker.update_state(sft_loss, count)
+        hits = ops.equal(ops.cast(ops.argmax(logits, axis=-1), "int32"), ops.cast(y, "int32"))
+        accuracy, _ = losses.masked_mean(ops.cast(hits, "float32"), weights)
+        self.accuracy_tracker.update_state(accuracy, count)
+        if "row_ids" in x:
+            self.last_rows.update_state(x["row_ids"])
+        loss = task_loss = sft_loss * scale[0]
+        if "connected_logits" in y_pred:
+            connected_loss, _ = _sft_loss(y_pred["connected_logits"], y, weights)
+            self.connected_loss_tracker.update_state(connected_loss, count)
+        if "alignment_error" in y_pred:
+            error = self._track_connection(y_pred)
+            task_loss = task_loss + self.connection.alignment_loss_weight * error * scale[1]
+        task_loss = self._add_objectives(task_loss, x, y_pred, scale[2])
+        if not pairing.is_scoring():  # scored is the path that a user gets, by its own loss
+            loss = task_loss
+        return surgery.add_to_loss(self, loss)
+
+    def _add_objectives(self, loss, x, y_pred, scale):
+        """The training loss with the objectives in it, each also into its metric."""
+        apart = 0.0
+        # After `merge()` there are trackers left, of no objective.
+        for objective, tracker in zip(self.objectives, self.objective_trackers, strict=False):
+            if f"{objective.name}_loss" not in y_pred:
+                continue
+            count = ops.sum(y_pred[f"{objective.name}_count"])
+            value = ops.sum(y_pred[f"{objective.name}_loss"]) / ops.maximum(count, 1.0)
+            tracker.update_state(value, count)
+            term = objective.weight * value * scale
+            if objective.alternating:
+                apart = apart + term
+            else:
+                loss = loss + term
+        if "objective_turn" not in x:
+            return loss + apart
+        turn = ops.cast(x["objective_turn"][0], "float32")
+        return loss * (1.0 - turn) + apart * turn
+
+    def _track_connection(self, y_pred):
+        """Update the connection's metrics; returns the batch's mean alignment error."""
+        tokens = ops.sum(y_pred["alignment_tokens"])
+        error = ops.sum(y_pred["alignment_error"]) / ops.maximum(tokens, 1.0)
+        self.alignment_loss_tracker.update_state(error, tokens)
+        fused = ops.sum(y_pred["gate_tokens"])
+        self.gate_tracker.update_state(ops.sum(y_pred["gate"]) / ops.maximum(fused, 1.0), fused)
+        return error
+
+    def get_metrics_result(self):
+        hidden = {"last_rows"}
+        if self.connection is None or not self.connection.has_gates:
+            hidden |= {"alignment_loss", "mean_gate"}
+        if self.connection is None or not pairing.is_scoring():
+            hidden.add("connected_sft_loss")
+        shown = {f"{objective.name}_loss" for objective in self.objectives}
+        hidden |= {tracker.name for tracker in self.objective_trackers} - shown
+        return {m.name: m.result() for m in self.metrics if m.name not in hidden}
+
+    def test_step(self, *args):
+        # The backends pass different arguments; what differs for a pair is the scope alone.
+        with pairing.scoring():
+            return super().test_step(*args)
+
+    # ---------------------------------------------------------------- compile, fit, evaluate
+
+    def compile(self, optimizer="auto", *, sampler=None, **kwargs):
+        """Configure training. The loss is the connection's own and is not an argument.
+
+        An update whose gradients are not finite is left out (through Keras'
+        `LossScaleOptimizer`, which `model.optimizer` therefore is), so that a batch that
+        breaks never reaches the weights; `fit` then stops and names it. With a float16
+        backbone the same optimizer scales the loss.
+
+        Args:
+            optimizer: a Keras optimizer, its name, or `"auto"`: Adam at 2e-5, as in
+                KerasHub. Its `gradient_accumulation_steps` are taken into account: the
+                micro-batches' losses are weighted by their answer tokens.
+            sampler: a `keras_hub.samplers` object or name for `generate`, or None: the
+                causal LM's own.
+            **kwargs: `run_eagerly`, `jit_compile` and `steps_per_execution`, as in
+                `keras.Model.compile`.
+
+        Raises:
+            ValueError: for `loss`, `metrics` and their weights.
+
+        Example:
+
+        ```python
+        model.compile(keras.optimizers.AdamW(1e-4), sampler="greedy")
+        ```
+        """
+        for name in ("loss", "loss_weights", "metrics", "weighted_metrics"):
+            value = kwargs.pop(name, None)
+            if value is not None:
+                raise ValueError(
+                    f"`{name}` cannot be chosen, the loss and its parts are the connection's own: "
+                    f"leave it out. Received: {name}={value!r}"
+                )
+        optimizer = keras.optimizers.Adam(2e-5) if optimizer == "auto" else optimizer
+        optimizer = keras.optimizers.get(optimizer)
+        if not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            is_half = self.causal_lm.backbone.compute_dtype == "float16"
+            guard = {} if is_half else {"initial_scale": 1.0, "dynamic_growth_steps": 2**31 - 1}
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer, **guard)
+        self._micro_steps = 0
+        kwargs["auto_scale_loss"] = False
+        super().compile(optimizer=optimizer, **kwargs)
+        if sampler is not None:
+            self.causal_lm.compile(sampler=sampler)
+        self._warn_of_pure_bfloat16()
+
+    def get_compile_config(self):
+        config = super().get_compile_config()
+        if config and self.causal_lm.compiled:
+            config["sampler"] = keras.saving.serialize_keras_object(self.causal_lm.sampler)
+        return config
+
+    def compile_from_config(self, config):
+        # Keras leaves this to a model with a `compile` of its own, and forgets the optimizer.
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
+
+    def _warn_of_pure_bfloat16(self):
+        stuck = [v for v in self.causal_lm.backbone.trainable_variables if v.dtype == "bfloat16"]
+        if stuck:
+            warnings.warn(
+                f"{len(stuck)} trainable variables of the backbone are bfloat16, which Adam and "
+                "AdamW do not move (beta_2 rounds to 1): load the model with "
+                '`dtype="mixed_bfloat16"`, or freeze them (`causal_lm.backbone.trainable = False` '
+                "before it is connected).",
+                stacklevel=3,
+            )
+
+    def fit(
+        self,
+        x=None,
+        y=None,
+        batch_size=None,
+        epochs=1,
+        sample_weight=None,
+        validation_data=None,
+        shuffle=True,
+        seed=None,
+        steps_per_epoch=None,
+        callbacks=None,
+        **kwargs,
+    ):
+        """Train on pairs: raw string rows, or batches that `CCPreprocessor` made.
+
+        Args:
+            x: rows (a list of dicts, or a dict of columns), preprocessed arrays (with `y`
+                and `sample_weight`), or any source of rows or batches: a `tf.data.Dataset`,
+                a grain dataset, a generator, a `keras.utils.PyDataset`, a torch
+                `DataLoader`; see `keras_cc.data.batches.PreparedBatches`.
+            y: int array `(N, T)`, next tokens, where `x` is a dict of arrays.
+            batch_size: int, for lists, arrays and sources of single rows. Default 32.
+            epochs: int.
+            sample_weight: float array `(N, T)`, 1 at answer tokens, beside `y`.
+            validation_data: like `x`, or a tuple `(x, y, sample_weight)`. It is scored on
+                the *monolingual* path; `val_connected_sft_loss` stands beside.
+            shuffle: bool, whether lists and arrays are shuffled every epoch.
+            seed: int, for the shuffling; None draws one (`keras.utils.set_random_seed` decides
+                which).
+            steps_per_epoch: int, where the source never ends.
+            callbacks: Keras callbacks.
+            **kwargs: `verbose`, `validation_steps` and the rest of `keras.Model.fit`.
+
+        Returns:
+            A `keras.callbacks.History`.
+
+        Raises:
+            ValueError: for rows that cannot be used, naming the row.
+            FloatingPointError: if the loss is not finite, naming the step and its rows;
+                the weights are those before that step.
+
+        Example:
+
+        ```python
+        model.fit(keras_cc.data.load_jsonl("train.jsonl"), batch_size=8, epochs=3)
+        ```
+        """
+        batches = PreparedBatches(
+            _source(x, y, sample_weight),
+            self.preprocessor,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            seed=seed,
+            accumulate=self._accumulation_steps(),
+            alternate=any(objective.alternating for objective in self.objectives),
+            align_all=self.connection is not None and self.connection.aligns_all,
+            least_rows=max((objective.least_rows for objective in self.objectives), default=1),
+            step=self._micro_steps,
+        )
+        sources = [batches]
+        if validation_data is not None:
+            sources.append(
+                PreparedBatches(validation_data, self.preprocessor, batch_size=batch_size)
+            )
+            validation_data = as_keras_data(sources[1], kwargs.get("validation_steps"))
+        with reporting_truncation(self.preprocessor), failing_well(*sources) as keep:
+            history = super().fit(
+                as_keras_data(batches, steps_per_epoch, epochs),
+                epochs=epochs,
+                validation_data=validation_data,
+                shuffle=False,  # done already, where the source is one that can be shuffled
+                steps_per_epoch=steps_per_epoch,
+                callbacks=[
+                    *(callbacks or []),
+                    batches.step_counter(),
+                    StopOnNonFiniteLoss(batches),
+                    keep,
+                ],
+                **kwargs,
+            )
+        self._micro_steps = batches.step
+        return history
+
+    def evaluate(self, x=None, y=None, batch_size=None, sample_weight=None, **kwargs):
+        """Score rows on the monolingual path: what a user of the merged model gets.
+
+        Args:
+            x, y, batch_size, sample_weight: as in `fit`.
+            **kwargs: `verbose`, `steps`, `return_dict` and the rest of
+                `keras.Model.evaluate`.
+
+        Returns:
+            `loss` and the metrics. Of the monolingual path: `sft_loss`, nats an answer
+            token, and `token_accuracy`. Of the connected pass: `connected_sft_loss` (all
+            rows, those without a pivot included), `alignment_loss` and `mean_gate`.
+
+        Example:
+
+        ```python
+        model.evaluate(rows, batch_size=8, return_dict=True)["sft_loss"]
+        ```
+        """
+        if kwargs.get("_use_cached_eval_dataset", False):  # fit's, prepared already
+            return super().evaluate(x, y, sample_weight=sample_weight, **kwargs)
+        batches = PreparedBatches(
+            _source(x, y, sample_weight), self.preprocessor, batch_size=batch_size
+        )
+        with reporting_truncation(self.preprocessor), failing_well(batches) as keep:
+            kwargs["callbacks"] = [*(kwargs.get("callbacks") or []), keep]
+            return super().evaluate(as_keras_data(batches, kwargs.get("steps")), **kwargs)
+
+    def _accumulation_steps(self):
+        optimizer = getattr(self, "optimizer", None)
+        optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+        return getattr(optimizer, "gradient_accumulation_steps", None) or 1
+
+
+def _sft_loss(logits, labels, weights):
+    return losses.masked_mean(losses.token_cross_entropy(logits, labels), weights)
+
+
+def _source(x, y, sample_weight):
+    return x if y is None and sample_weight is None else (x, y, sample_weight)
