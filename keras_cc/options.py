@@ -65,10 +65,10 @@ def number(name, value, most=math.inf, positive=False):
     return float(value)
 
 
-def count(name, value):
-    """`value` as an int, if it is an integer >= 0."""
-    if not _is_integer(value) or value < 0:
-        raise ValueError(f"`{name}` must be an integer >= 0. Received: {name}={value!r}")
+def count(name, value, least=0):
+    """`value` as an int, if it is an integer >= `least`."""
+    if not _is_integer(value) or value < least:
+        raise ValueError(f"`{name}` must be an integer >= {least}. Received: {name}={value!r}")
     return int(value)
 
 

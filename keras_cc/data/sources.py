@@ -51,10 +51,14 @@ class IndexedSource(Source):
     def __init__(self, size: int, take: Callable[[np.ndarray], Any], batch_size: int) -> None:
         self.size, self.take, self.batch_size = size, take, batch_size
 
+    def order(self, pass_index: int, shuffle_seed: int | None) -> np.ndarray:
+        """Returns the numbers of all rows in the order of a pass."""
+        if shuffle_seed is None:
+            return np.arange(self.size)
+        return np.random.default_rng([shuffle_seed, pass_index]).permutation(self.size)
+
     def batches(self, pass_index: int, shuffle_seed: int | None) -> Iterator[tuple[Any, Any]]:
-        order = np.arange(self.size)
-        if shuffle_seed is not None:
-            order = np.random.default_rng([shuffle_seed, pass_index]).permutation(self.size)
+        order = self.order(pass_index, shuffle_seed)
         for start in range(0, self.size, self.batch_size):
             indices = order[start : start + self.batch_size]
             yield self.take(indices), indices
