@@ -240,6 +240,7 @@ def _preprocessor(experiment, inner, rows):
         longest = max(map(len, prompts)) + max(map(len, answers)) + 1
     return CCPreprocessor(
         inner,
+        padding="max_length",  # the order of rows, and so the scores, of the cells that there are
         max_length=experiment.max_length or -(-longest // 8) * 8,
         pivot_max_length=-(-max(map(len, pivots)) // 8) * 8,
         template=template,

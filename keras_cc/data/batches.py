@@ -234,9 +234,8 @@ class PreparedBatches:
             by_shape = np.array(sorted(range(len(rows)), key=lambda i: self._shape([rows[i]])))
             batches = by_shape.reshape(-1, size)
             if self._seed is not None:
-                batches = np.random.default_rng([self._seed, pass_index, start]).permutation(
-                    batches
-                )
+                random = np.random.default_rng([self._seed, pass_index, start])
+                batches = random.permutation(batches)
             for places in batches:
                 yield _Packed(rows[i] for i in places), pool[places]
         if whole < len(order):
@@ -308,6 +307,12 @@ class PreparedBatches:
         for mask in (x["padding_mask"], x["pivot_padding_mask"]):
             self.token_count += mask.size
             self.padding_count += np.count_nonzero(mask == 0)
+
+    def padding_share(self) -> str:
+        """Says how much of the tokens so far was padding, and in how many shapes they came."""
+        share = self.padding_count / max(self.token_count, 1)
+        shapes = len(self._shapes.known)
+        return f"{share:.0%} of the tokens were padding" + (f", {shapes} shapes" if shapes else "")
 
     # --- names of rows ---
 
