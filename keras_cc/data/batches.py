@@ -125,7 +125,7 @@ class PreparedBatches:
             # NumPy's global generator, which `keras.utils.set_random_seed` seeds.
             self._seed = int(np.random.randint(2**31)) if seed is None else seed
         self._packs = getattr(prepare, "padding", None) == "longest"
-        self._groups = group and self._packs and self._source.shuffles
+        self._groups = group and self._packs and self._source.is_text
         self._shapes = Shapes()
         self.token_count = self.padding_count = 0  # of targets and pivots, batch by batch
         self._id_column = getattr(prepare, "id_column", "id")

@@ -276,9 +276,7 @@ class PairedTrainer(keras.Model):
         )
         sources = [batches]
         if validation_data is not None:
-            sources.append(
-                PreparedBatches(validation_data, self.preprocessor, batch_size, group=True)
-            )
+            sources.append(PreparedBatches(validation_data, self.preprocessor, batch_size))
             validation_data = as_keras_data(sources[1], kwargs.get("validation_steps"))
         with reporting_truncation(self.preprocessor), failing_well(*sources) as keep:
             history = super().fit(
@@ -321,9 +319,7 @@ class PairedTrainer(keras.Model):
         """
         if kwargs.get("_use_cached_eval_dataset", False):  # fit's, prepared already
             return super().evaluate(x, y, sample_weight=sample_weight, **kwargs)
-        batches = PreparedBatches(
-            _source(x, y, sample_weight), self.preprocessor, batch_size, group=True
-        )
+        batches = PreparedBatches(_source(x, y, sample_weight), self.preprocessor, batch_size)
         with reporting_truncation(self.preprocessor), failing_well(batches) as keep:
             kwargs["callbacks"] = [*(kwargs.get("callbacks") or []), keep]
             return super().evaluate(as_keras_data(batches, kwargs.get("steps")), **kwargs)
