@@ -9,6 +9,7 @@ from numbers import Real
 from typing import Any, NamedTuple
 
 from keras_cc.data.columns import describe, plain_text
+from keras_cc.data.languages import is_language
 
 #: The arguments that name the columns of a row, of `CCPreprocessor` and of whatever reads rows.
 COLUMN_ARGUMENTS: tuple[str, ...] = (
@@ -34,24 +35,9 @@ class Pair(NamedTuple):
 # --- languages ---
 
 
-def base_language(code: Any) -> str:
-    """Gives the language of a code without its region or script: "pt" of "pt-BR"."""
-    return _plain_code(code).split("-")[0]
-
-
-def is_language(lang: Any, pivot: str) -> bool:
-    """Whether a code is the pivot's language or one of its regions: "en-GB" is "en"."""
-    lang, pivot = _plain_code(lang), _plain_code(pivot)
-    return lang == pivot or lang.startswith(pivot + "-")
-
-
 def is_in_pivot_language(lang: Any, instruction: Any, pivot: Any, pivot_language: str) -> bool:
     """Whether a row is in the pivot's language: its `lang` says so, or without one its texts."""
     return is_language(lang, pivot_language) if lang else instruction == pivot
-
-
-def _plain_code(code: Any) -> str:
-    return str(code).lower().replace("_", "-")
 
 
 # --- columns ---
