@@ -18,6 +18,7 @@ import keras
 from keras_cc.backbones.families import family_of
 from keras_cc.cc_causal_lm import CCCausalLM
 from keras_cc.export.model_card import FILE, ModelCard
+from keras_cc.generation import get_sampler
 from keras_cc.layers import TransformMatrix
 from keras_cc.options import choice, count, flag
 from keras_cc.preprocessing import CCPreprocessor
@@ -114,8 +115,6 @@ def export_saved_model(
 
     Source: CC-Tuning (arXiv 2506.00875), whose inference is monolingual.
     """
-    import keras_hub  # here and not above: it imports TensorFlow wherever that is installed
-
     _check_backend()
     model, preprocessor = _wrapped(causal_lm, preprocessor)
     count("version", version)
@@ -125,11 +124,7 @@ def export_saved_model(
         "strip_prompt": flag("strip_prompt", strip_prompt),
         "score": choice("score", score, SCORES),
     }
-    if not isinstance(keras_hub.samplers.get(sampler), keras_hub.samplers.Sampler):
-        raise ValueError(
-            f"`sampler` must be a KerasHub sampler or its name. Received: sampler={sampler!r}"
-        )
-    sampler = keras_hub.samplers.get(sampler)
+    sampler = get_sampler(sampler)
     folder = pathlib.Path(path).resolve() / str(version)
     if not flag("overwrite", overwrite) and folder.exists():
         raise FileExistsError(
