@@ -1,11 +1,9 @@
 """`export_saved_model`: a model as a versioned folder that TF Serving serves."""
 
-import contextlib
 import dataclasses
 import json
 import os
 import pathlib
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,6 +20,7 @@ from keras_cc.generation import get_sampler
 from keras_cc.layers import TransformMatrix
 from keras_cc.options import choice, count, flag
 from keras_cc.preprocessing import CCPreprocessor
+from keras_cc.whole_files import whole_folder
 
 LOGITS = "logits"
 SCORES = (LOGITS, "log_likelihood")
@@ -139,7 +138,8 @@ def export_saved_model(
     arguments = (sampler, options, list(warmup_prompts), folder.parent.name)
     own, model.preprocessor = model.preprocessor, preprocessor
     try:
-        with _appears_when_whole(folder) as unfinished:
+        # TF Serving watches the parent for numbers: what is unfinished is not named as one.
+        with whole_folder(folder) as unfinished:
             if keras.backend.backend() == "tensorflow":
                 _write(model, unfinished, *arguments)
             else:
@@ -222,31 +222,6 @@ def run_under_tensorflow(arguments: Sequence[str], **options: Any) -> subprocess
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
     command = [sys.executable, *arguments]
     return subprocess.run(command, env=environment, text=True, check=False, **options)
-
-
-@contextlib.contextmanager
-def _appears_when_whole(folder):
-    """A temporary folder beside `folder`, which becomes it where nothing went wrong.
-
-    TF Serving watches the parent for numbers: what is unfinished is not named as one.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        unfinished = scratch / folder.name
-        unfinished.mkdir()
-        yield unfinished
-        replaced = scratch / "replaced"
-        if folder.exists():
-            folder.rename(replaced)
-        try:
-            unfinished.rename(folder)
-        except OSError:
-            if replaced.exists():
-                replaced.rename(folder)
-            raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _check_backend():
