@@ -19,11 +19,10 @@ from keras_cc.data.lexicon import Lexicon, lexicons_of
 from keras_cc.data.pairs import (
     Pair,
     check_rows,
-    check_seed,
-    check_share,
     find_pairs,
     read_text,
 )
+from keras_cc.options import integer, number
 
 LEVELS: tuple[str, ...] = ("token", "sentence", "monolingual")
 
@@ -109,8 +108,7 @@ def code_switch(
     """
     if level not in LEVELS:
         raise ValueError(f"`level` must be one of {LEVELS}. Received: level={level!r}")
-    check_share("ratio", ratio)
-    check_seed(seed)
+    ratio, seed = number("ratio", ratio, most=1), integer("seed", seed)
     rows = check_rows(rows)
     result = [dict(row) for row in rows]
     if level == "monolingual":

@@ -5,7 +5,6 @@ with a pivot is one to all of them. Columns are those of `to_columns`.
 """
 
 from collections.abc import Iterable, Mapping
-from numbers import Real
 from typing import Any, NamedTuple
 
 from keras_cc.data.columns import describe, plain_text
@@ -180,17 +179,3 @@ def check_names(**names: Any) -> None:
             raise ValueError(
                 f"`{argument}` must be a non-empty string. Received: {argument}={value!r}"
             )
-
-
-def check_share(argument: str, value: Any) -> None:
-    """Refuses what is not a number in [0, 1]."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
-        raise ValueError(
-            f"`{argument}` must be a number from 0 to 1. Received: {argument}={value!r}"
-        )
-
-
-def check_seed(seed: Any) -> None:
-    """Refuses what would not draw the same again."""
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise ValueError(f"`seed` must be an integer. Received: seed={seed!r}")

@@ -19,11 +19,10 @@ from keras_cc.data.pairs import (
     Pair,
     check_names,
     check_rows,
-    check_seed,
-    check_share,
     find_pairs,
     read_text,
 )
+from keras_cc.options import integer, number
 
 DIRECTIONS: tuple[str, ...] = ("to_pivot", "from_pivot")
 
@@ -118,10 +117,8 @@ def augment_with_translation(
             "Nothing to add: ask for `english_rows` or for `directions`. "
             f"Received: english_rows={english_rows!r}, directions={directions!r}"
         )
-    check_share("share", share)
-    if share == 0:
-        raise ValueError(f"`share` must be above 0; `directions=()` is none. Received: {share=}")
-    check_seed(seed)
+    share = number("share", share, most=1, positive=True)
+    seed = integer("seed", seed)
     if not isinstance(template, str) or "{language}" not in template or "{text}" not in template:
         raise ValueError(
             '`template` must be a string with "{language}" and "{text}". '

@@ -17,6 +17,7 @@ from keras_cc.data import pairs
 from keras_cc.data.columns import describe, plain_text, to_columns
 from keras_cc.distillation import answer_cache
 from keras_cc.generation import Sampling
+from keras_cc.options import count
 
 
 def distill(
@@ -90,11 +91,8 @@ def distill(
     """
     preprocessor = _check_model(model)
     max_length = preprocessor.max_length if max_length is None else max_length
-    for name, value, least in (("batch_size", batch_size, 1), ("max_length", max_length, 2)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(
-                f"`{name}` must be an integer of at least {least}. Received: {name}={value!r}"
-            )
+    batch_size = count("batch_size", batch_size, least=1)
+    max_length = count("max_length", max_length, least=2)
     rows, names, prompts = _english_prompts(preprocessor, rows)
     lengths = _prompt_lengths(preprocessor, prompts, names, max_length)
     sampling = Sampling(sampler)

@@ -264,10 +264,7 @@ def _wrapped(causal_lm, preprocessor):
 def _checked_length(model, preprocessor, max_length):
     if max_length is None:
         max_length = preprocessor.max_length
-    if isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 2:
-        raise ValueError(
-            f"`max_length` must be an integer of at least 2. Received: max_length={max_length!r}"
-        )
+    max_length = count("max_length", max_length, least=2)
     backbone = model.causal_lm.backbone
     attribute = family_of(backbone).positions
     most = None if attribute is None else getattr(backbone, attribute)

@@ -242,7 +242,7 @@ def test_bytes_as_tfds_gives_them():
 BAD = {
     "direction": (ValueError, [TR], {"directions": "to_english"}, "`directions` must be among"),
     "nothing": (ValueError, [TR], {"english_rows": False, "directions": ()}, "Nothing to add"),
-    "share 0": (ValueError, [TR], {"share": 0}, "`share` must be above 0"),
+    "share 0": (ValueError, [TR], {"share": 0}, "`share` must be a number > 0 and <= 1"),
     "share 2": (ValueError, [TR], {"share": 2}, "`share` must be a number.*share=2"),
     "share True": (ValueError, [TR], {"share": True}, "share=True"),
     "share nan": (ValueError, [TR], {"share": float("nan")}, "share=nan"),
