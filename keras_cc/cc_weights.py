@@ -2,11 +2,12 @@
 
 import json
 import os
-import uuid
 
 import keras
 import numpy as np
 from keras import ops
+
+from keras_cc.whole_files import whole_file
 
 FORMAT = 2
 # Options that other weights, or another use of them, come from.
@@ -30,8 +31,10 @@ def save(model, path):
         "intervention": keras.saving.serialize_keras_object(model.intervention),
         "backbone": backbone_facts(model.causal_lm.backbone),
     }
-    write_whole(path, lambda temporary: write(temporary, weights))
-    write_whole(_options_path(path), lambda temporary: _write_json(temporary, options))
+    with whole_file(path) as unfinished:
+        write(unfinished, weights)
+    with whole_file(_options_path(path)) as unfinished:
+        unfinished.write_text(json.dumps(options, indent=2) + "\n", encoding="utf-8")
 
 
 def load(model, path):
@@ -113,24 +116,6 @@ def _by_ending(path, choices):
         if path.endswith(ending):
             return choice
     raise ValueError(f"`path` must end in one of {sorted(choices)}. Received: path={path!r}")
-
-
-def write_whole(path, write):
-    """Write to a temporary file beside `path` and rename it: never half a file."""
-    folder, name = os.path.split(os.path.abspath(path))
-    temporary = os.path.join(folder, f".{uuid.uuid4().hex}-{name}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-
-
-def _write_json(path, content):
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2)
-        file.write("\n")
 
 
 def _write_safetensors(path, weights):

@@ -32,7 +32,6 @@ def generate(
         stop_token_ids = preprocessor.stop_token_ids
     if stop_token_ids is not None:
         stop_token_ids = tuple(int(token) for token in stop_token_ids)
-    causal_lm = model.causal_lm
     if pivot_prompts is not None:
         inputs = {**inputs, **_pivots(model, pivot_prompts, len(texts))}
     elif model.intervention is not None and model.intervention.needs_pivot:
@@ -40,15 +39,7 @@ def generate(
             f"`pivot_prompts` must be given: {model.intervention!r} reads the pivot's pass. "
             "Received: pivot_prompts=None"
         )
-    if pivot_prompts is None and runs.is_plain(model):
-        function, overrides = causal_lm.make_generate_function(), {}
-    else:
-        function, overrides = _function_with_passes(model)
-    inputs = {name: ops.convert_to_tensor(value) for name, value in inputs.items()}
-    # Bool, as KerasHub's own: Gemma 3's loop inverts it.
-    inputs["padding_mask"] = ops.cast(inputs["padding_mask"], "bool")
-    with _overriding(causal_lm, **overrides):
-        outputs = function(inputs, stop_token_ids=stop_token_ids)
+    outputs = run(model, inputs, stop_token_ids)
     continuations = preprocessor.detokenize(
         ops.convert_to_numpy(outputs["token_ids"]),
         ops.convert_to_numpy(outputs["padding_mask"]),
@@ -72,6 +63,30 @@ def _pivots(model, pivot_prompts, count):
             f"Received: {len(texts)} pivot prompts for {count} prompts"
         )
     return model.preprocessor.pivot_preprocess(texts)
+
+
+def run(model, inputs, stop_token_ids):
+    """Continue a batch of ids with the causal LM's compiled loop, in the pass that a user gets.
+
+    Args:
+        model: a `CCCausalLM` whose causal LM has a sampler.
+        inputs: dict of `token_ids` and `padding_mask` `(B, T)`, and those of the pivot prompts, if
+            there are any, for the connected pass.
+        stop_token_ids: tuple of ints, or None.
+
+    Returns:
+        A dict of tensors, `token_ids` and `padding_mask` `(B, T)`.
+    """
+    causal_lm = model.causal_lm
+    if runs.is_plain(model) and "pivot_token_ids" not in inputs:
+        function, overrides = causal_lm.make_generate_function(), {}
+    else:
+        function, overrides = _function_with_passes(model)
+    inputs = {name: ops.convert_to_tensor(value) for name, value in inputs.items()}
+    # Bool, as KerasHub's own: Gemma 3's loop inverts it.
+    inputs["padding_mask"] = ops.cast(inputs["padding_mask"], "bool")
+    with _overriding(causal_lm, **overrides):
+        return function(inputs, stop_token_ids=stop_token_ids)
 
 
 def _function_with_passes(model):
@@ -139,15 +154,50 @@ def _check_sampler(sampler):
         )
 
 
-@contextlib.contextmanager
-def sampling(causal_lm, sampler):
-    """Have a causal LM continue prompts by another sampler for a while."""
-    own = getattr(causal_lm, "sampler", None)
-    causal_lm.sampler = sampler
-    try:
-        yield
-    finally:
-        causal_lm.sampler = own
+def get_sampler(sampler):
+    """The KerasHub sampler that a name or an object stands for."""
+    import keras_hub  # here and not above: it imports TensorFlow wherever that is installed
+
+    found = keras_hub.samplers.get(sampler)
+    if not isinstance(found, keras_hub.samplers.Sampler):
+        raise ValueError(
+            "`sampler` must be a keras_hub.samplers.Sampler or the name of one. "
+            f"Received: sampler={sampler!r}"
+        )
+    return found
+
+
+class Sampling:
+    """A sampler that a causal LM continues prompts by for a while, in place of its own.
+
+    `compile` would forget the options that the user compiled with. What is compiled for this
+    sampler is kept here from one `with` to the next, so an object serves one causal LM.
+
+    Args:
+        sampler: a `keras_hub.samplers` object or name.
+
+    Example:
+
+    ```python
+    greedy = Sampling("greedy")
+    with greedy.of(model.causal_lm):
+        model.generate(prompts)
+    ```
+    """
+
+    def __init__(self, sampler):
+        self.sampler = get_sampler(sampler)
+        self._function = None
+
+    @contextlib.contextmanager
+    def of(self, causal_lm):
+        own = getattr(causal_lm, "sampler", None), causal_lm.generate_function
+        causal_lm.sampler, causal_lm.generate_function = self.sampler, self._function
+        try:
+            yield
+        finally:
+            self._function = causal_lm.generate_function
+            causal_lm.sampler, causal_lm.generate_function = own
 
 
 @contextlib.contextmanager

@@ -65,11 +65,29 @@ def number(name, value, most=math.inf, positive=False):
     return float(value)
 
 
+def integer(name, value):
+    """`value` as an int, if it is an integer."""
+    if not _is_integer(value):
+        raise ValueError(f"`{name}` must be an integer. Received: {name}={value!r}")
+    return int(value)
+
+
 def count(name, value, least=0):
     """`value` as an int, if it is an integer >= `least`."""
     if not _is_integer(value) or value < least:
         raise ValueError(f"`{name}` must be an integer >= {least}. Received: {name}={value!r}")
     return int(value)
+
+
+def choice_or_count(name, value, choices, least=1):
+    """`value`, if it is one of `choices`, or as an int, if it is an integer >= `least`."""
+    if isinstance(value, str) and value in choices:
+        return value
+    if _is_integer(value) and value >= least:
+        return int(value)
+    raise ValueError(
+        f"`{name}` must be one of {choices} or an integer >= {least}. Received: {name}={value!r}"
+    )
 
 
 # ---------------------------------------------------------------- blocks of a model

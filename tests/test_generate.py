@@ -1,5 +1,7 @@
 """`CCCausalLM.generate`: equal to greedy decoding by hand, a whole forward pass a token."""
 
+import types
+
 import connected
 import keras_hub
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 import tiny
 
 import keras_cc
+from keras_cc import generation
 
 PROMPTS = ["Kenya'nın para", "the quick brown fox"]
 PIVOTS = ["What is the currency of Kenya?", "a fox"]
@@ -190,6 +193,30 @@ def test_generation_follows_lora():
             variable.assign(rng.normal(0, 1.0, variable.shape).astype("float32"))
     assert model.generate(PROMPTS, LENGTH, stop_token_ids=None) != before
     assert model.generate(PROMPTS, LENGTH, pivot_prompts=PIVOTS, stop_token_ids=None) != paired
+
+
+# ---------------------------------------------------------------- another sampler for a while
+
+
+def test_another_sampler_and_what_is_compiled_for_it():
+    own, function = object(), object()
+    causal_lm = types.SimpleNamespace(sampler=own, generate_function=function)
+    greedy = generation.Sampling("greedy")
+    with greedy.of(causal_lm):
+        assert isinstance(causal_lm.sampler, keras_hub.samplers.GreedySampler)
+        assert causal_lm.generate_function is None  # the other sampler's is not taken
+        causal_lm.generate_function = "compiled"
+    assert (causal_lm.sampler, causal_lm.generate_function) == (own, function)
+    with pytest.raises(KeyError), greedy.of(causal_lm):
+        assert causal_lm.generate_function == "compiled"  # once, for every use
+        raise KeyError
+    assert (causal_lm.sampler, causal_lm.generate_function) == (own, function)
+
+
+@pytest.mark.parametrize("sampler", [None, "bees", 3])
+def test_what_is_no_sampler(sampler):
+    with pytest.raises(ValueError, match=str(sampler)):
+        generation.Sampling(sampler)
 
 
 # ---------------------------------------------------------------- refused

@@ -16,7 +16,8 @@ PACKAGE = pathlib.Path(keras_cc.__file__).parent
 # From the bottom: a module imports from the rows above its own here, and within its own row as long
 # as no cycle comes of it. `name.*` is a folder with all that is in it, its face included.
 LEVELS = (
-    ("version", "options", "losses", "cc_weights"),
+    ("version", "options", "whole_files", "losses"),
+    ("cc_weights",),
     ("passes", "passes.pairing", "passes.positions", "backbones", "backbones.families"),
     ("calibration", "calibration.ridge", "calibration.compiled", "training.non_finite"),
     ("preprocessing.templates", "preprocessing.prompt_encoder", "data.*"),

@@ -10,6 +10,8 @@ import dataclasses
 
 import numpy as np
 
+from keras_cc.options import count
+
 # The ridges that "auto" tries, and the one it takes where there are too few rows to try them on.
 CANDIDATES = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 DEFAULT_RIDGE = 1e-4
@@ -59,13 +61,13 @@ class RidgeSums:
         dim: int, the width `d` of sources and goals.
 
     Raises:
-        ValueError: if `dim` is not a positive integer.
+        ValueError: if `dim` is not an integer >= 1.
 
     Example:
 
     ```python
     import numpy as np
-    from keras_cc.ridge import RidgeSums
+    from keras_cc.calibration.ridge import RidgeSums
 
     rng = np.random.default_rng(0)
     source, rotation = rng.normal(size=(50, 3)), np.eye(3)[[1, 2, 0]]
@@ -82,9 +84,7 @@ class RidgeSums:
     """
 
     def __init__(self, dim):
-        if not isinstance(dim, (int, np.integer)) or isinstance(dim, bool) or dim < 1:
-            raise ValueError(f"`dim` must be a positive integer. Received: dim={dim!r}")
-        self.dim = int(dim)
+        self.dim = count("dim", dim, least=1)
         self.fitted = _Sums.zeros(self.dim)
         self.held_out = _Sums.zeros(self.dim)
 

@@ -4,6 +4,7 @@ from typing import Any
 import keras
 
 from keras_cc.callbacks.event_file import EventFile, check_tensorboard
+from keras_cc.options import choice_or_count
 
 
 class Periodic(keras.callbacks.Callback):
@@ -30,13 +31,7 @@ class Periodic(keras.callbacks.Callback):
         self, every: "int | str", log_dir: "str | os.PathLike[str] | None", run: str
     ) -> None:
         super().__init__()
-        is_count = isinstance(every, int) and not isinstance(every, bool) and every > 0
-        if every != "epoch" and not is_count:
-            raise ValueError(
-                '`every` must be "epoch" or a positive integer, a number of steps. '
-                f"Received: every={every!r}"
-            )
-        self.every = every
+        self.every = choice_or_count("every", every, ("epoch",))
         self.folder = None
         if log_dir is not None:
             check_tensorboard(log_dir)

@@ -1,9 +1,9 @@
-import contextlib
 import os
 from collections.abc import Sequence
 from typing import Any
 
 from keras_cc.callbacks.periodic import Periodic
+from keras_cc.generation import Sampling
 
 
 class SampleGenerations(Periodic):
@@ -61,17 +61,15 @@ class SampleGenerations(Periodic):
                 )
         self.max_length = max_length
         self.file = file
-        self._own: dict[str, Any] = {}
+        self._greedy: Sampling | None = None
 
     def on_train_begin(self, logs=None):
-        import keras_hub  # here and not above: it imports TensorFlow wherever that is installed
-
         # Compiled anew for each fit: between two, the model may have become another.
-        self._own = {"sampler": keras_hub.samplers.get("greedy"), "generate_function": None}
+        self._greedy = Sampling("greedy")
         super().on_train_begin(logs)
 
     def look(self):
-        with self._greedy(self.model.causal_lm):
+        with self._greedy.of(self.model.causal_lm):
             texts = self.model.generate(
                 self.prompts,
                 self.max_length,
@@ -89,22 +87,6 @@ class SampleGenerations(Periodic):
         for prompt, text in zip(self.prompts, seen, strict=True):
             lines.append(f"| {_cell(prompt)} | {_cell(text)} |")
         events.text("samples", "\n".join(lines), self.step)
-
-    @contextlib.contextmanager
-    def _greedy(self, causal_lm):
-        """Swap in a greedy sampler and what is compiled with it, and swap the model's back."""
-        theirs = {name: getattr(causal_lm, name, None) for name in self._own}
-        _assign(causal_lm, self._own)
-        try:
-            yield
-        finally:
-            self._own = {name: getattr(causal_lm, name) for name in theirs}
-            _assign(causal_lm, theirs)
-
-
-def _assign(target, values):
-    for name, value in values.items():
-        setattr(target, name, value)
 
 
 def _texts(name, value):

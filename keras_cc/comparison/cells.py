@@ -20,6 +20,7 @@ import numpy as np
 
 from keras_cc.comparison.experiment import UNTUNED, Experiment
 from keras_cc.comparison.run import run
+from keras_cc.whole_files import whole_file
 
 # Their answers go to one file.
 _DISTILLING = threading.Lock()
@@ -57,10 +58,8 @@ class Cells:
 
     def add(self, experiment: Experiment, cell: Mapping[str, Any]) -> None:
         """Keep a cell; the file appears when it is whole."""
-        path = self.path(experiment)
-        unfinished = path.with_suffix(f".{os.getpid()}.part")
-        unfinished.write_text(json.dumps(cell, ensure_ascii=False), encoding="utf-8")
-        os.replace(unfinished, path)
+        with whole_file(self.path(experiment)) as unfinished:
+            unfinished.write_text(json.dumps(cell, ensure_ascii=False), encoding="utf-8")
 
     def load(self, experiments: Sequence[Experiment]) -> list[dict[str, Any]]:
         """The cells of experiments, `before` filled in from the untuned model's."""

@@ -14,17 +14,15 @@ from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import Any
 
+from keras_cc.data.languages import capitalize, is_language
 from keras_cc.data.lexicon import Lexicon, lexicons_of
 from keras_cc.data.pairs import (
     Pair,
-    base_language,
     check_rows,
-    check_seed,
-    check_share,
     find_pairs,
-    is_language,
     read_text,
 )
+from keras_cc.options import integer, number
 
 LEVELS: tuple[str, ...] = ("token", "sentence", "monolingual")
 
@@ -110,8 +108,7 @@ def code_switch(
     """
     if level not in LEVELS:
         raise ValueError(f"`level` must be one of {LEVELS}. Received: level={level!r}")
-    check_share("ratio", ratio)
-    check_seed(seed)
+    ratio, seed = number("ratio", ratio, most=1), integer("seed", seed)
     rows = check_rows(rows)
     result = [dict(row) for row in rows]
     if level == "monolingual":
@@ -193,7 +190,7 @@ def _switch_words(pairs: list[Pair], lexicon: Any, ratio: float, seed: int) -> l
             if found:
                 translation = found if isinstance(found, str) else rng.choice(found)
                 if word[0].isupper():
-                    translation = _capitalize(translation, pair.lang)
+                    translation = capitalize(translation, pair.lang)
                 known.append((match.span(), translation))
         unknown += not known
         chosen = _choose(len(known), ratio, rng)
@@ -260,9 +257,3 @@ def _cut(end: re.Pattern[str], text: str) -> list[str]:
 def _choose(count: int, ratio: float, rng: random.Random) -> list[int]:
     size = min(count, int(count * ratio + rng.random()))
     return sorted(rng.sample(range(count), size))
-
-
-def _capitalize(word: str, lang: str | None) -> str:
-    # Title case, not upper case: they differ for "ǆ", and in Georgian.
-    dotted = word[0] == "i" and base_language(lang or "") in ("tr", "az")
-    return ("İ" if dotted else word[0].title()) + word[1:]

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from keras_cc.data.columns import describe
-from keras_cc.data.pairs import Pair, base_language
+from keras_cc.data.languages import base_language
+from keras_cc.data.pairs import Pair
 
 Lexicon = Mapping[str, str | Sequence[str]]
 """English words and their translations, one or several, in one language."""
@@ -82,7 +83,7 @@ def lexicons_of(pairs: list[Pair], lexicon: Any) -> list[Lexicon]:
         _check_words(f"lexicon[{code!r}]", words)
     found = []
     for pair in pairs:
-        code = next((c for c in (pair.lang, base_language(pair.lang or "")) if c in lexicon), None)
+        code = next((c for c in (pair.lang, base_language(pair.lang)) if c in lexicon), None)
         if code is None:
             raise ValueError(
                 f"{pair.name}: `lexicon` must have the row's language. Add it, drop the row, or "

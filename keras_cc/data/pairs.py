@@ -5,10 +5,10 @@ with a pivot is one to all of them. Columns are those of `to_columns`.
 """
 
 from collections.abc import Iterable, Mapping
-from numbers import Real
 from typing import Any, NamedTuple
 
 from keras_cc.data.columns import describe, plain_text
+from keras_cc.data.languages import is_language
 
 #: The arguments that name the columns of a row, of `CCPreprocessor` and of whatever reads rows.
 COLUMN_ARGUMENTS: tuple[str, ...] = (
@@ -34,24 +34,9 @@ class Pair(NamedTuple):
 # --- languages ---
 
 
-def base_language(code: Any) -> str:
-    """Gives the language of a code without its region or script: "pt" of "pt-BR"."""
-    return _plain_code(code).split("-")[0]
-
-
-def is_language(lang: Any, pivot: str) -> bool:
-    """Whether a code is the pivot's language or one of its regions: "en-GB" is "en"."""
-    lang, pivot = _plain_code(lang), _plain_code(pivot)
-    return lang == pivot or lang.startswith(pivot + "-")
-
-
 def is_in_pivot_language(lang: Any, instruction: Any, pivot: Any, pivot_language: str) -> bool:
     """Whether a row is in the pivot's language: its `lang` says so, or without one its texts."""
     return is_language(lang, pivot_language) if lang else instruction == pivot
-
-
-def _plain_code(code: Any) -> str:
-    return str(code).lower().replace("_", "-")
 
 
 # --- columns ---
@@ -194,17 +179,3 @@ def check_names(**names: Any) -> None:
             raise ValueError(
                 f"`{argument}` must be a non-empty string. Received: {argument}={value!r}"
             )
-
-
-def check_share(argument: str, value: Any) -> None:
-    """Refuses what is not a number in [0, 1]."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
-        raise ValueError(
-            f"`{argument}` must be a number from 0 to 1. Received: {argument}={value!r}"
-        )
-
-
-def check_seed(seed: Any) -> None:
-    """Refuses what would not draw the same again."""
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise ValueError(f"`seed` must be an integer. Received: seed={seed!r}")

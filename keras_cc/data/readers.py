@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from keras_cc.options import count
+
 
 def load_jsonl(
     path: "str | os.PathLike[str] | Sequence[str | os.PathLike[str]]",
@@ -49,8 +51,8 @@ def load_jsonl(
     """
     if isinstance(languages, str):
         raise TypeError(f"`languages` must be a list of names. Received: languages={languages!r}")
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-        raise ValueError(f"`limit` must be a positive integer. Received: limit={limit!r}")
+    if limit is not None:
+        limit = count("limit", limit, least=1)
     files = _expand(path)
     rows: list[dict[str, Any]] = []
     for file in files:

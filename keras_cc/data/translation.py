@@ -14,25 +14,17 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from keras_cc.data.columns import plain_text
+from keras_cc.data.languages import english_name
 from keras_cc.data.pairs import (
     Pair,
-    base_language,
     check_names,
     check_rows,
-    check_seed,
-    check_share,
     find_pairs,
     read_text,
 )
+from keras_cc.options import integer, number
 
 DIRECTIONS: tuple[str, ...] = ("to_pivot", "from_pivot")
-
-_NAMES = (
-    "ar:Arabic bn:Bengali de:German el:Greek en:English es:Spanish eu:Basque fr:French hi:Hindi "
-    "id:Indonesian it:Italian ja:Japanese ko:Korean pt:Portuguese ru:Russian sw:Swahili te:Telugu "
-    "th:Thai tr:Turkish ur:Urdu vi:Vietnamese yo:Yoruba zh:Chinese"
-)
-LANGUAGE_NAMES: dict[str, str] = {entry[:2]: entry[3:] for entry in _NAMES.split()}
 
 
 def augment_with_translation(
@@ -43,6 +35,7 @@ def augment_with_translation(
     seed: int = 0,
     *,
     template: str = "Translate into {language}: {text}",
+    language_names: Mapping[str, str] | None = None,
     instruction_column: str = "instruction",
     output_column: str = "output",
     pivot_column: str = "instruction_en",
@@ -70,8 +63,10 @@ def augment_with_translation(
         share: float in (0, 1]. Share of the distinct pairs that get translation instructions; at
             least one does. A larger share holds the pairs of a smaller one.
         seed: int. Draws the share.
-        template: string with `{language}`, the English name of the language translated into (the
-            code itself where `LANGUAGE_NAMES` has none), and `{text}`.
+        template: string with `{language}`, the English name of the language translated into (of
+            "pt-BR" that of "pt"), and `{text}`.
+        language_names: dict from a language's code, as the rows have it, to what `{language}` is to
+            say. More than 80 languages have a name without it.
         instruction_column: string. Column with the prompt in the target language.
         output_column: string. Column with the answer; of the made rows too.
         pivot_column: string. Column with the prompt in the pivot language.
@@ -89,10 +84,10 @@ def augment_with_translation(
         "/to_pivot" or "/from_pivot" behind it.
 
     Raises:
-        TypeError: where the rows are not dicts, or a text is not a string.
+        TypeError: where the rows or `language_names` are not dicts, or a text is not a string.
         ValueError: for an unknown direction, a share outside (0, 1], a template without its two
-            fields, a pair without the language that "from_pivot" names, and where no row is a
-            pair.
+            fields, a pair without the language that "from_pivot" names, a language to be named
+            that has no name, and where no row is a pair.
 
     Warns:
         UserWarning: how many English rows are left out because the data has no answer for them,
@@ -122,14 +117,17 @@ def augment_with_translation(
             "Nothing to add: ask for `english_rows` or for `directions`. "
             f"Received: english_rows={english_rows!r}, directions={directions!r}"
         )
-    check_share("share", share)
-    if share == 0:
-        raise ValueError(f"`share` must be above 0; `directions=()` is none. Received: {share=}")
-    check_seed(seed)
+    share = number("share", share, most=1, positive=True)
+    seed = integer("seed", seed)
     if not isinstance(template, str) or "{language}" not in template or "{text}" not in template:
         raise ValueError(
             '`template` must be a string with "{language}" and "{text}". '
             f"Received: template={template!r}"
+        )
+    if not isinstance(language_names, Mapping | None):
+        raise TypeError(
+            "`language_names` must be a dict from codes to names. "
+            f"Received: language_names={language_names!r}"
         )
     check_names(output_column=output_column, pivot_output_column=pivot_output_column)
     rows = check_rows(rows)
@@ -148,7 +146,8 @@ def augment_with_translation(
         present = {plain_text(row.get(instruction_column)) for row in alone}
         made += _english_rows(rows, pairs, present, pivot_output_column, pivot_language)
     if directions:
-        made += _translations(_draw(pairs, share, seed), directions, template, pivot_language)
+        drawn = _draw(pairs, share, seed)
+        made += _translations(drawn, directions, template, pivot_language, language_names or {})
     result = [dict(row) for row in rows]
     for pair, kind, lang, instruction, output in made:
         row_id = None if pair.id is None else f"{pair.id}/{kind}"
@@ -205,7 +204,11 @@ def _draw(pairs: list[Pair], share: float, seed: int) -> list[Pair]:
 
 
 def _translations(
-    pairs: list[Pair], directions: tuple[str, ...], template: str, pivot_language: str
+    pairs: list[Pair],
+    directions: tuple[str, ...],
+    template: str,
+    pivot_language: str,
+    language_names: Mapping[str, str],
 ) -> list[Made]:
     # One pass: a prompt may itself hold "{text}" or "{language}".
     parts = re.split(r"(\{language\}|\{text\})", template)
@@ -221,12 +224,14 @@ def _translations(
                         f" Received: directions={directions!r}"
                     )
                 lang, text, language, output = pivot_language, pair.pivot, pair.lang, text
-            fields = {"{language}": language_name(language), "{text}": text}
+            name = language_names.get(language) or english_name(language)
+            if name is None:
+                raise ValueError(
+                    f"{pair.name}: the instruction has to name its language, and no English name "
+                    f"is known of {language!r}. Give it one, `language_names={{{language!r}: "
+                    f'"..."}}`. Received: language_names={dict(language_names)!r}'
+                )
+            fields = {"{language}": name, "{text}": text}
             instruction = "".join(fields.get(part, part) for part in parts)
             made.append((pair, direction, lang, instruction, output))
     return made
-
-
-def language_name(code: str) -> str:
-    """Gives a language's English name; of "pt-BR" that of "pt", of an unknown code the code."""
-    return LANGUAGE_NAMES.get(base_language(code), code)

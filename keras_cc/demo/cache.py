@@ -1,17 +1,17 @@
 """The cache of the demo models: presets that were converted once.
 
-A preset is written into a temporary folder and renamed when it is whole, so a conversion that was
-interrupted leaves nothing that looks like a preset. A manifest with the size of every file tells a
-whole preset from a damaged one.
+A conversion that was interrupted leaves nothing that looks like a preset, and a manifest with the
+size of every file tells a whole preset from a damaged one.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
+
+from keras_cc.whole_files import whole_folder
 
 CACHE_VARIABLE = "KERAS_CC_CACHE"
 MANIFEST = "keras_cc_manifest.json"
@@ -52,22 +52,11 @@ def cached_preset(
     target = cache_root(cache_dir) / name
     if _is_whole(target, version):
         return str(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=target.parent) as scratch:
-        fresh = Path(scratch) / name
-        fresh.mkdir()
+    # Another process may finish the same conversion meanwhile: then its preset is kept.
+    with whole_folder(target, keeps=lambda: _is_whole(target, version)) as fresh:
         build(str(fresh))
         manifest = {"version": version, "files": _sizes(fresh)}
         (fresh / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
-        # Another process may have finished the same conversion meanwhile: then keep its preset.
-        if not _is_whole(target, version):
-            if target.exists():
-                target.rename(Path(scratch) / "damaged")
-            try:
-                fresh.rename(target)
-            except OSError:
-                if not _is_whole(target, version):
-                    raise
     return str(target)
 
 

@@ -17,6 +17,7 @@ import keras
 
 from keras_cc import cc_weights
 from keras_cc.preprocessing import templates
+from keras_cc.whole_files import whole_file
 
 FORMAT = "keras_cc distillation 1"
 
@@ -71,7 +72,8 @@ def read(cache, expected):
     if not os.path.isdir(os.path.dirname(path)):
         raise ValueError(f"`cache` must be in a folder that exists. Received: cache={path!r}")
     if not os.path.exists(path):
-        cc_weights.write_whole(path, lambda temporary: _append_lines(temporary, [expected]))
+        with whole_file(path) as unfinished:
+            _append_lines(unfinished, [expected])
     with open(path, "rb") as file:
         *lines, torn = file.read().split(b"\n")
     found, *entries = [_parse(line) for line in lines] or [None]

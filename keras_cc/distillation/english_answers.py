@@ -8,7 +8,6 @@ Notable choices:
 - Answers are kept in a file (`answer_cache`), which knows what they come from.
 """
 
-import contextlib
 import warnings
 from collections.abc import Mapping
 
@@ -17,6 +16,8 @@ import keras
 from keras_cc.data import pairs
 from keras_cc.data.columns import describe, plain_text, to_columns
 from keras_cc.distillation import answer_cache
+from keras_cc.generation import Sampling
+from keras_cc.options import count
 
 
 def distill(
@@ -88,31 +89,21 @@ def distill(
     Source: SDRRL (Zhang et al., ACL 2024, arXiv 2402.12204), without its translated answers and
     code-switching.
     """
-    import keras_hub  # here and not above: it imports TensorFlow wherever that is installed
-
     preprocessor = _check_model(model)
     max_length = preprocessor.max_length if max_length is None else max_length
-    for name, value, least in (("batch_size", batch_size, 1), ("max_length", max_length, 2)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(
-                f"`{name}` must be an integer of at least {least}. Received: {name}={value!r}"
-            )
+    batch_size = count("batch_size", batch_size, least=1)
+    max_length = count("max_length", max_length, least=2)
     rows, names, prompts = _english_prompts(preprocessor, rows)
     lengths = _prompt_lengths(preprocessor, prompts, names, max_length)
-    sampler = keras_hub.samplers.get(sampler)
-    if not isinstance(sampler, keras_hub.samplers.Sampler):
-        raise ValueError(
-            "`sampler` must be a keras_hub.samplers.Sampler or the name of one. "
-            f"Received: sampler={sampler!r}"
-        )
+    sampling = Sampling(sampler)
     answers = {}
     if cache is not None:
-        answers = answer_cache.read(cache, answer_cache.header(model, max_length, sampler))
+        answers = answer_cache.read(cache, answer_cache.header(model, max_length, sampling.sampler))
 
     # Prompts of a length together: generation begins where a batch's shortest prompt ends.
     missing = sorted((prompt for prompt in lengths if prompt not in answers), key=lengths.get)
     progress = keras.utils.Progbar(len(missing), verbose=int(verbose), unit_name="prompt")
-    with _sampling(model.causal_lm, sampler):
+    with sampling.of(model.causal_lm):
         for start in range(0, len(missing), batch_size):
             batch = missing[start : start + batch_size]
             found = dict(zip(batch, _generate(model, batch, batch_size, max_length), strict=True))
@@ -220,17 +211,6 @@ def _generate(model, batch, batch_size, max_length):
     # A row with an empty pivot goes around the connection and its transform.
     options = {} if model.connection is None else {"pivot_prompts": [""] * batch_size}
     return model.generate(prompts, max_length, strip_prompt=True, **options)[: len(batch)]
-
-
-@contextlib.contextmanager
-def _sampling(causal_lm, sampler):
-    """Generate with another sampler for a while; `compile` would forget the user's options."""
-    kept = causal_lm.sampler, causal_lm.generate_function
-    causal_lm.sampler, causal_lm.generate_function = sampler, None
-    try:
-        yield
-    finally:
-        causal_lm.sampler, causal_lm.generate_function = kept
 
 
 def _distilled(preprocessor, row, answer, keep_pivot):

@@ -4,7 +4,6 @@ Generation runs in pieces of growing length: stop strings are looked for in text
 compiled loop knows ids only.
 """
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -32,11 +31,7 @@ class GreedyGenerator:
     def __init__(self, model: Any, preprocessor: Any, *, batch_size: int, max_length: int) -> None:
         self.model, self.preprocessor = model, preprocessor
         self.batch_size, self.max_length = batch_size, max_length
-        import keras_hub  # here and not above: it imports TensorFlow wherever that is installed
-
-        # Compiled apart from the model's own, which may sample.
-        self._sampler = keras_hub.samplers.GreedySampler()
-        self._function: Any = None
+        self._greedy = generation.Sampling("greedy")  # the model's own may draw
 
     def as_continued(
         self, contexts: Sequence[Sequence[int]], until: Sequence[str], count: int
@@ -54,7 +49,7 @@ class GreedyGenerator:
         order = sorted(range(len(contexts)), key=lambda number: -len(contexts[number]))
         for first in range(0, len(order), self.batch_size):
             batch = order[first : first + self.batch_size]
-            with self._greedy():
+            with self._greedy.of(self.model.causal_lm):
                 texts = self._continued([list(contexts[i]) for i in batch], until, count)
             yield from zip(batch, texts, strict=True)
 
@@ -95,30 +90,6 @@ class GreedyGenerator:
         for i in range(self.batch_size):  # filled up with copies: no other shape to compile
             row = rows[min(i, len(rows) - 1)]
             token_ids[i, : len(row)], mask[i, : len(row)] = row, True
-        inputs = {
-            "token_ids": ops.convert_to_tensor(token_ids),
-            "padding_mask": ops.convert_to_tensor(mask),
-        }
-        found = self._run(inputs, stop)
+        outputs = generation.run(self.model, {"token_ids": token_ids, "padding_mask": mask}, stop)
+        found = ops.convert_to_numpy(outputs["token_ids"])
         return [found[i, len(row) :].tolist() for i, row in enumerate(rows)]
-
-    def _run(self, inputs, stop_token_ids):
-        causal_lm = self.model.causal_lm
-        function, overrides = causal_lm.make_generate_function(), {}
-        if not runs.is_plain(self.model):
-            function, overrides = generation._function_with_passes(self.model)
-        with generation._overriding(causal_lm, **overrides):
-            outputs = function(inputs, stop_token_ids=stop_token_ids)
-        return ops.convert_to_numpy(outputs["token_ids"])
-
-    @contextlib.contextmanager
-    def _greedy(self):
-        """Take the likeliest token for a while; `compile` would forget the user's options."""
-        causal_lm = self.model.causal_lm
-        kept = causal_lm.sampler, causal_lm.generate_function
-        causal_lm.sampler, causal_lm.generate_function = self._sampler, self._function
-        try:
-            yield
-        finally:
-            self._function = causal_lm.generate_function
-            causal_lm.sampler, causal_lm.generate_function = kept

@@ -23,6 +23,7 @@ from keras_cc.cc_causal_lm import CCCausalLM
 from keras_cc.evaluation.chat import ConversationEncoder
 from keras_cc.evaluation.greedy import GreedyGenerator
 from keras_cc.evaluation.scorer import Scorer
+from keras_cc.options import count
 from keras_cc.preprocessing import CCPreprocessor, templates
 from keras_cc.presets import load_preset
 
@@ -125,13 +126,13 @@ class KerasLM(TemplateLM):
         limit = self.scorer.max_length
         if max_length is None:
             max_length = limit or DEFAULT_MAX_LENGTH
-        self._max_length = _positive("max_length", max_length)
+        self._max_length = count("max_length", max_length, least=1)
         if limit is not None and self._max_length > limit:
             raise ValueError(
                 f"`max_length` must be at most {limit}, the positions that the model has. "
                 f"Received: max_length={max_length}"
             )
-        self.max_gen_toks = _positive("max_gen_toks", max_gen_toks)
+        self.max_gen_toks = count("max_gen_toks", max_gen_toks, least=1)
         self.verbose = self.scorer.verbose
         self.truncated_count = 0
         self._chat = ConversationEncoder(self.preprocessor)
@@ -384,9 +385,3 @@ def _load(preset, dtype):
         return keras.models.load_model(preset), None
     model, tokenizer = load_preset(preset, dtype=dtype)
     return model, tokenizer if model.preprocessor is None else None
-
-
-def _positive(name, value):
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
-    return value

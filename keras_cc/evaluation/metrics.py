@@ -18,8 +18,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 
-TURKIC = ("tr", "az")
-"""Languages where I is the capital of ı, and İ of i."""
+from keras_cc.data.languages import base_language, lower_i
 
 DECIMAL_COMMA = frozenset([
     "az", "bg", "ca", "cs", "da", "de", "el", "es", "et", "eu", "fi", "fr", "hr", "hu", "id",
@@ -65,7 +64,7 @@ def normalize(text: str, language: str | None = None) -> str:
     folded = " ".join(_folded(text, language).split())
     bare = "".join(char for char in folded if unicodedata.category(char)[0] not in "PSC")
     bare = " ".join(bare.split()) or folded
-    if _base(language) == "en":
+    if base_language(language) == "en":
         bare = " ".join(_ARTICLES.sub(" ", bare).split()) or bare
     return bare
 
@@ -107,14 +106,9 @@ def tokens(text: str, language: str | None = None) -> list[str]:
 
 def _folded(text: str, language: str | None) -> str:
     text = unicodedata.normalize("NFKC", text)
-    if _base(language) in TURKIC:
-        text = text.replace("İ", "i").replace("I", "ı")
+    text = lower_i(text, language)
     # Line ends and tabs are of a category that is removed.
     return re.sub(r"\s", " ", unicodedata.normalize("NFKC", text.casefold()))
-
-
-def _base(language: str | None) -> str:
-    return "" if language is None else re.split("[-_]", language.lower())[0]
 
 
 def first_line(text: str) -> str:
@@ -305,7 +299,7 @@ def last_number(text: str, language: str | None = None) -> float | None:
         pass
     if found is None:
         return None
-    decimal = "," if _base(language) in DECIMAL_COMMA else "."
+    decimal = "," if base_language(language) in DECIMAL_COMMA else "."
     digits, group = found[0], found["group"]
     if found["lakh"]:
         digits = digits.replace(",", "")

@@ -18,6 +18,7 @@ from keras import ops
 from keras_cc.calibration.compiled import Compiled
 from keras_cc.cc_causal_lm import CCCausalLM
 from keras_cc.data.widths import width_of
+from keras_cc.options import count
 from keras_cc.passes import runs
 
 Ids = Sequence[int]
@@ -75,10 +76,7 @@ class Scorer:
         batch_size: int = 8,
         verbose: "int | str" = "auto",
     ) -> None:
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(
-                f"`batch_size` must be a positive integer. Received: batch_size={batch_size!r}"
-            )
+        batch_size = count("batch_size", batch_size, least=1)
         if not isinstance(model, CCCausalLM):
             chosen = "auto" if preprocessor is None else preprocessor
             model = CCCausalLM(model, connection=None, preprocessor=chosen)

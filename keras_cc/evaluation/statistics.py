@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_cc.options import count
+
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
@@ -227,10 +229,7 @@ def _check_options(confidence, resamples):
         raise ValueError(
             f"`confidence` must be between 0 and 1, as 0.95. Received: confidence={confidence!r}"
         )
-    if isinstance(resamples, bool) or not isinstance(resamples, int) or resamples < 1:
-        raise ValueError(
-            f"`resamples` must be a positive integer. Received: resamples={resamples!r}"
-        )
+    count("resamples", resamples, least=1)
 
 
 # --- resampling ---

@@ -4,8 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from keras_cc.data import pairs
-from keras_cc.evaluation.metrics import TURKIC
+from keras_cc.data.languages import SPACELESS, base_language, lower_i
 
 _NUMBERS = ("1", "2")
 _PARTS = re.compile(r"(.+?)\n\(1\)(.+?)\n\(2\)(.+?)\n.*", re.DOTALL)
@@ -16,8 +15,6 @@ _CONNECTORS = {
     "sw": ("kwa sababu", "kwa hiyo"), "ta": ("காரணமாக", "எனவே"), "th": ("เพราะ", "ดังนั้น"),
     "tr": ("çünkü", "bu yüzden"), "vi": ("bởi vì", "vì vậy"), "zh": ("因为", "所以"),
 }  # fmt: skip
-# Languages that put no space between sentences' parts.
-_SPACELESS = ("zh", "ja", "th", "lo", "km", "my")
 
 
 def ending_row(row: Mapping[str, Any], place: str) -> dict[str, Any]:
@@ -40,7 +37,7 @@ def ending_row(row: Mapping[str, Any], place: str) -> dict[str, Any]:
         raise ValueError(
             f"{place}: the answers must be among {_NUMBERS}. Received: answers={row['answers']!r}"
         )
-    space = "" if row["lang"] in _SPACELESS else " "
+    space = "" if base_language(row["lang"]) in SPACELESS else " "
     endings = [space + ending for ending in endings]
     right = [endings[_NUMBERS.index(answer)] for answer in row["answers"]]
     found = {
@@ -76,7 +73,7 @@ def _story(instruction, language, place):
             f"{place}: {question!r} can be asked in {sorted(_CONNECTORS)}. "
             f"Received: language={language!r}"
         )
-    space = "" if language in _SPACELESS else " "
+    space = "" if base_language(language) in SPACELESS else " "
     story = (
         re.sub(r"[.。!?！？\s]+$", "", before) + space + _CONNECTORS[language][_QUESTIONS[question]]
     )
@@ -84,7 +81,4 @@ def _story(instruction, language, place):
 
 
 def _lower_first(text, language):
-    first = text[:1]
-    if pairs.base_language(language) in TURKIC:
-        first = first.replace("İ", "i").replace("I", "ı")
-    return first.lower() + text[1:]
+    return lower_i(text[:1], language).lower() + text[1:]

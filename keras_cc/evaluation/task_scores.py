@@ -30,6 +30,7 @@ from keras_cc.evaluation.task_requests import (
     read_examples,
 )
 from keras_cc.evaluation.tasks import Task
+from keras_cc.options import count
 
 # Nats. Options that are nearer to each other are as likely: float32 tells no more.
 TIE = 1e-5
@@ -130,10 +131,8 @@ def evaluate(
     scorer = _checked_scorer(model, scorer, batch_size, verbose)
     model, preprocessor = scorer.model, scorer.preprocessor
     for name, value in (("max_new_tokens", max_new_tokens), ("limit", limit)):
-        if value is not None and (
-            isinstance(value, bool) or not isinstance(value, int) or value < 1
-        ):
-            raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
+        if value is not None:
+            count(name, value, least=1)
     max_new_tokens = max_new_tokens or task.max_new_tokens or 40
     if task.kind == "generate":
         _check_greedy(model)
@@ -191,10 +190,7 @@ def evaluate(
 
 
 def _checked_scorer(model, scorer, batch_size, verbose):
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(
-            f"`batch_size` must be a positive integer. Received: batch_size={batch_size!r}"
-        )
+    batch_size = count("batch_size", batch_size, least=1)
     if scorer is None:
         scorer = Scorer(model, batch_size=batch_size, verbose=verbose)
     elif model is not scorer.model and model is not scorer.model.causal_lm:

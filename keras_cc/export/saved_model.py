@@ -1,11 +1,9 @@
 """`export_saved_model`: a model as a versioned folder that TF Serving serves."""
 
-import contextlib
 import dataclasses
 import json
 import os
 import pathlib
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,9 +16,11 @@ import keras
 from keras_cc.backbones.families import family_of
 from keras_cc.cc_causal_lm import CCCausalLM
 from keras_cc.export.model_card import FILE, ModelCard
+from keras_cc.generation import get_sampler
 from keras_cc.layers import TransformMatrix
 from keras_cc.options import choice, count, flag
 from keras_cc.preprocessing import CCPreprocessor
+from keras_cc.whole_files import whole_folder
 
 LOGITS = "logits"
 SCORES = (LOGITS, "log_likelihood")
@@ -114,8 +114,6 @@ def export_saved_model(
 
     Source: CC-Tuning (arXiv 2506.00875), whose inference is monolingual.
     """
-    import keras_hub  # here and not above: it imports TensorFlow wherever that is installed
-
     _check_backend()
     model, preprocessor = _wrapped(causal_lm, preprocessor)
     count("version", version)
@@ -125,11 +123,7 @@ def export_saved_model(
         "strip_prompt": flag("strip_prompt", strip_prompt),
         "score": choice("score", score, SCORES),
     }
-    if not isinstance(keras_hub.samplers.get(sampler), keras_hub.samplers.Sampler):
-        raise ValueError(
-            f"`sampler` must be a KerasHub sampler or its name. Received: sampler={sampler!r}"
-        )
-    sampler = keras_hub.samplers.get(sampler)
+    sampler = get_sampler(sampler)
     folder = pathlib.Path(path).resolve() / str(version)
     if not flag("overwrite", overwrite) and folder.exists():
         raise FileExistsError(
@@ -144,7 +138,8 @@ def export_saved_model(
     arguments = (sampler, options, list(warmup_prompts), folder.parent.name)
     own, model.preprocessor = model.preprocessor, preprocessor
     try:
-        with _appears_when_whole(folder) as unfinished:
+        # TF Serving watches the parent for numbers: what is unfinished is not named as one.
+        with whole_folder(folder) as unfinished:
             if keras.backend.backend() == "tensorflow":
                 _write(model, unfinished, *arguments)
             else:
@@ -229,31 +224,6 @@ def run_under_tensorflow(arguments: Sequence[str], **options: Any) -> subprocess
     return subprocess.run(command, env=environment, text=True, check=False, **options)
 
 
-@contextlib.contextmanager
-def _appears_when_whole(folder):
-    """A temporary folder beside `folder`, which becomes it where nothing went wrong.
-
-    TF Serving watches the parent for numbers: what is unfinished is not named as one.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        unfinished = scratch / folder.name
-        unfinished.mkdir()
-        yield unfinished
-        replaced = scratch / "replaced"
-        if folder.exists():
-            folder.rename(replaced)
-        try:
-            unfinished.rename(folder)
-        except OSError:
-            if replaced.exists():
-                replaced.rename(folder)
-            raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
 def _check_backend():
     backend = keras.backend.backend()
     if backend not in ("tensorflow", "jax"):
@@ -294,10 +264,7 @@ def _wrapped(causal_lm, preprocessor):
 def _checked_length(model, preprocessor, max_length):
     if max_length is None:
         max_length = preprocessor.max_length
-    if isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 2:
-        raise ValueError(
-            f"`max_length` must be an integer of at least 2. Received: max_length={max_length!r}"
-        )
+    max_length = count("max_length", max_length, least=2)
     backbone = model.causal_lm.backbone
     attribute = family_of(backbone).positions
     most = None if attribute is None else getattr(backbone, attribute)

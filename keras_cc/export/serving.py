@@ -41,7 +41,7 @@ class Server(tf.Module):
         score: str,
     ) -> None:
         super().__init__()
-        self._model, self._sampler = Untracked(model), Untracked(sampler)
+        self._model, self._sampling = Untracked(model), generation.Sampling(sampler)
         # tf.Variables, and no Keras objects: a SavedModel would trace the calls of those too.
         self._variables = [v.value for v in (*model.variables, *sampler.variables)]
         self._max_length, self._strip_prompt = max_length, strip_prompt
@@ -73,7 +73,7 @@ class Server(tf.Module):
         inputs = {"token_ids": encoded.token_ids, "padding_mask": encoded.padding_mask}
         stop = tuple(self._prompts.stop_token_ids) or None
         model = self._model.value
-        with generation.sampling(model.causal_lm, self._sampler.value), _without_xla():
+        with self._sampling.of(model.causal_lm), _without_xla():
             outputs = generation.step(model)(inputs, stop_token_ids=stop)
         keep = outputs["padding_mask"]
         if self._strip_prompt:

@@ -1,6 +1,8 @@
 import keras
 from keras import ops
 
+from keras_cc.options import number
+
 
 @keras.saving.register_keras_serializable(package="keras_cc")
 class LayerSelector(keras.layers.Layer):
@@ -41,12 +43,7 @@ class LayerSelector(keras.layers.Layer):
 
     def __init__(self, temperature=1.0, seed=None, **kwargs):
         super().__init__(**kwargs)
-        is_number = isinstance(temperature, (int, float)) and not isinstance(temperature, bool)
-        if not is_number or not 0 < temperature < float("inf"):
-            raise ValueError(
-                f"`temperature` must be a positive number. Received: temperature={temperature!r}"
-            )
-        self.temperature = temperature
+        self.temperature = number("temperature", temperature, positive=True)
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
 

@@ -2,7 +2,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_cc.options import choice
+from keras_cc.options import choice, count
 
 TRANSFORMS = ("linear", "low_rank", "mlp")
 
@@ -48,10 +48,8 @@ class TransformMatrix(keras.layers.Layer):
 
     def __init__(self, kind="linear", rank=16, **kwargs):
         super().__init__(**kwargs)
-        if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-            raise ValueError(f"`rank` must be a positive integer. Received: rank={rank!r}")
         self.kind = choice("kind", kind, TRANSFORMS)
-        self.rank = rank
+        self.rank = count("rank", rank, least=1)
 
     def build(self, input_shape):
         dim = input_shape[-1]

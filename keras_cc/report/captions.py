@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from keras_cc.report.atlas import Map
-from keras_cc.report.languages import english_name
+from keras_cc.report.labels import english_name
 from keras_cc.report.summary import AVERAGE, listed, main_part, part_of, verdict
 
 #: Two means that differ by less are called the same; also what counts as "rises again".

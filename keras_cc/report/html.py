@@ -7,7 +7,7 @@ import string
 from collections.abc import Sequence
 from typing import Any
 
-from keras_cc.report.languages import NAMES, own_name
+from keras_cc.report.labels import english_name, own_name
 from keras_cc.report.pictures import Picture
 from keras_cc.report.tables import Table, protocol, tables
 
@@ -81,7 +81,7 @@ def page(
     Returns:
         HTML.
     """
-    own = {NAMES[code][0]: code for code in summary["languages"] if own_name(code)}
+    own = {english_name(code): code for code in summary["languages"] if own_name(code)}
     return _PAGE.substitute(
         title=html.escape(title),
         protocol=html.escape(protocol(summary)),

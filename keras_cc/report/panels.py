@@ -4,7 +4,7 @@ import textwrap
 
 import numpy as np
 
-from keras_cc.report.languages import drawable
+from keras_cc.report.labels import drawable
 
 
 def heat_maps(maps, scale, height):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from keras_cc.report import atlas, captions, grouping, panels
-from keras_cc.report.languages import drawable, label
+from keras_cc.report.labels import drawable, label
 from keras_cc.report.summary import AVERAGE, part_of, verdict
 
 _BLUE, _RED, _GREY, _PALE = "#0072B2", "#D55E00", "#767676", "#e6e6e6"

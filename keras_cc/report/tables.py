@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from keras_cc.report.grouping import PIVOT, UNTUNED
-from keras_cc.report.languages import english_name
+from keras_cc.report.labels import english_name
 from keras_cc.report.summary import AVERAGE, LIKELIHOOD, listed, part_of, verdict
 
 MISSING = "–"

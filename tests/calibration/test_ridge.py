@@ -334,7 +334,7 @@ class TestBadInput:
 
     @pytest.mark.parametrize("dim", [0, -1, 2.0, True, None, "3"])
     def test_dim(self, dim):
-        with pytest.raises(ValueError, match="`dim` must be a positive integer"):
+        with pytest.raises(ValueError, match="`dim` must be an integer >= 1"):
             RidgeSums(dim)
 
     @pytest.mark.parametrize("ridge", [-1e-9, np.nan, np.inf, None, "best", True, [0.1], 1j])

@@ -287,7 +287,12 @@ class TestProperties:
 
 BAD = {
     "level": (ValueError, [TR], {"level": "word"}, "`level` must be one of.*level='word'"),
-    "ratio": (ValueError, [TR], {"ratio": 1.5}, "`ratio` must be a number from 0 to 1.*ratio=1.5"),
+    "ratio": (
+        ValueError,
+        [TR],
+        {"ratio": 1.5},
+        "`ratio` must be a number .*<= 1.*ratio=1.5",
+    ),
     "ratio nan": (ValueError, [TR], {"ratio": float("nan")}, "ratio=nan"),
     "ratio text": (ValueError, [TR], {"ratio": "1"}, "ratio='1'"),
     "seed": (ValueError, [TR], {"seed": 1.0}, "`seed` must be an integer.*seed=1.0"),

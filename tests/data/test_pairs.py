@@ -1,4 +1,4 @@
-"""Reading rows: what a code says of its language, and which rows have a pivot, to everybody."""
+"""Reading rows: their texts, and which of them have a pivot, to everybody."""
 
 import numpy as np
 import pytest
@@ -21,29 +21,6 @@ def pivots(rows, pivot_language="en"):
     names = pairs.row_names(columns, "id", len(rows))
     prompts = pairs.read_texts(columns, "instruction", names)
     return pairs.read_pivots(columns, prompts, names, "instruction_en", "lang", pivot_language)
-
-
-@pytest.mark.parametrize(
-    "lang, pivot, expected",
-    [
-        ("en", "en", True),
-        ("EN", "en", True),
-        ("en-GB", "en", True),
-        ("en_us", "EN", True),
-        ("en", "en-GB", False),  # a region does not speak for its language
-        ("enm", "en", False),
-        ("en-GB-oxendict", "en_gb", True),
-        ("", "en", False),
-        (3, "en", False),
-    ],
-)
-def test_is_language(lang, pivot, expected):
-    assert pairs.is_language(lang, pivot) is expected
-
-
-def test_base_language():
-    codes = ["pt", "pt-BR", "PT_br", "zh-Hant-TW", ""]
-    assert [pairs.base_language(code) for code in codes] == ["pt", "pt", "pt", "zh", ""]
 
 
 @pytest.mark.parametrize(

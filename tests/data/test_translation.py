@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from keras_cc import CCPreprocessor
 from keras_cc.data import augment_with_translation, translation
-from keras_cc.data.translation import LANGUAGE_NAMES, language_name
 
 TR = {
     "id": 7,
@@ -140,17 +139,29 @@ class TestInstructions:
         assert from_pivot["instruction"] == f"Translate into {language}: {row['instruction_en']}"
         assert (to_pivot["lang"], from_pivot["lang"]) == (row["lang"], "en")
 
-    def test_the_table_of_names_against_cldr(self):
-        """The table stands for babel, so it says what babel says."""
-        Locale = pytest.importorskip("babel").Locale
-        english = Locale.parse("en").languages
-        assert len(LANGUAGE_NAMES) == 23
-        assert {code: english[code] for code in LANGUAGE_NAMES} == {
-            **LANGUAGE_NAMES,
-            "bn": english["bn"],  # "Bangla" in newer CLDR
-        }
-        assert language_name("pt-BR") == language_name("PT_br") == "Portuguese"
-        assert language_name("qu") == "qu"
+    @pytest.mark.parametrize(
+        ("code", "language"),
+        [("pt-BR", "Portuguese"), ("PT_br", "Portuguese"), ("et", "Estonian"), ("bn", "Bengali")],
+    )
+    def test_names_of_regions_and_of_less_usual_languages(self, code, language):
+        _, from_pivot = self.made([{**TR, "lang": code}])
+        assert from_pivot["instruction"].startswith(f"Translate into {language}: ")
+
+    def test_a_language_without_a_name_is_refused_with_a_way_out(self):
+        row = {**TR, "lang": "tlh"}
+        with pytest.raises(ValueError, match=r"id 7: .*'tlh'.*language_names=.*Received:"):
+            augment_with_translation([row])
+        assert len(self.made([row], directions="to_pivot")) == 1  # English alone is named
+        with pytest.raises(ValueError, match="'tlh'"):
+            self.made([TR], directions="to_pivot", pivot_language="tlh")
+        with pytest.raises(TypeError, match=r"`language_names` must be a dict.*Received"):
+            self.made([TR], language_names="Klingon")
+
+    def test_names_of_ones_own_come_first(self):
+        names = {"tlh": "Klingon", "tr": "Türkçe"}
+        for code, name in names.items():
+            _, from_pivot = self.made([{**TR, "lang": code}], language_names=names)
+            assert from_pivot["instruction"].startswith(f"Translate into {name}: ")
 
     def test_rows_without_a_pair_make_none(self):
         for row in (AR, EN, {**TR, "lang": "en-GB"}, {**TR, "instruction_en": None}):
@@ -231,7 +242,7 @@ def test_bytes_as_tfds_gives_them():
 BAD = {
     "direction": (ValueError, [TR], {"directions": "to_english"}, "`directions` must be among"),
     "nothing": (ValueError, [TR], {"english_rows": False, "directions": ()}, "Nothing to add"),
-    "share 0": (ValueError, [TR], {"share": 0}, "`share` must be above 0"),
+    "share 0": (ValueError, [TR], {"share": 0}, "`share` must be a number > 0 and <= 1"),
     "share 2": (ValueError, [TR], {"share": 2}, "`share` must be a number.*share=2"),
     "share True": (ValueError, [TR], {"share": True}, "share=True"),
     "share nan": (ValueError, [TR], {"share": float("nan")}, "share=nan"),

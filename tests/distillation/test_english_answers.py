@@ -397,9 +397,9 @@ def test_a_row_that_cannot_be_answered(shared, generation, tmp_path, row, error,
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"batch_size": 0}, r"`batch_size` must be an integer of at least 1. Received: .*=0"),
+        ({"batch_size": 0}, r"`batch_size` must be an integer >= 1. Received: .*=0"),
         ({"batch_size": True}, r"`batch_size` must be an integer"),
-        ({"max_length": 1}, r"`max_length` must be an integer of at least 2"),
+        ({"max_length": 1}, r"`max_length` must be an integer >= 2"),
         ({"max_length": "64"}, r"`max_length` must be an integer.*Received: max_length='64'"),
         ({"sampler": None}, r"`sampler` must be a keras_hub.samplers.Sampler.*sampler=None"),
         ({"cache": "nowhere/answers.jsonl"}, r"`cache` must be in a folder that exists"),

@@ -506,7 +506,7 @@ class TestBadInput:
     @pytest.mark.parametrize("name", ["max_length", "max_gen_toks", "batch_size"])
     @pytest.mark.parametrize("value", [0, 2.5, True, "auto"])
     def test_numbers(self, model, name, value):
-        with pytest.raises(ValueError, match=f"`{name}` must be a positive integer"):
+        with pytest.raises(ValueError, match=f"`{name}` must be an integer >= 1"):
             KerasLM(model, **{name: value})
 
     def test_more_than_the_models_positions(self):

@@ -195,7 +195,7 @@ class TestBadInput:
 
     @pytest.mark.parametrize("batch_size", [0, -1, 2.0, True])
     def test_batch_size(self, model, batch_size):
-        with pytest.raises(ValueError, match="`batch_size` must be a positive integer"):
+        with pytest.raises(ValueError, match="`batch_size` must be an integer >= 1"):
             Scorer(model, batch_size=batch_size)
 
     def test_no_preprocessor(self):

@@ -423,7 +423,7 @@ class TestBadInput:
     )
     def test_options(self, shared, scorer, options):
         (name,) = options
-        with pytest.raises(ValueError, match=f"`{name}` must be a positive integer"):
+        with pytest.raises(ValueError, match=f"`{name}` must be an integer >= 1"):
             evaluate(shared, "xstorycloze", CHOICES, scorer=scorer, **options)
 
     def test_no_rows(self, shared, scorer):

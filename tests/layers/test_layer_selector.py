@@ -188,6 +188,6 @@ class TestRefused:
         "temperature", [0, 0.0, -1, float("nan"), float("inf"), True, "1", None, [1.0]]
     )
     def test_temperature(self, temperature):
-        message = r"`temperature` must be a positive number\. Received: temperature="
+        message = r"`temperature` must be a number > 0\. Received: temperature="
         with pytest.raises(ValueError, match=message):
             LayerSelector(temperature)

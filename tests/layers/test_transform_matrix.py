@@ -122,9 +122,7 @@ class TestRefused:
 
     @pytest.mark.parametrize("rank", [0, -1, 1.5, True, "4", None])
     def test_rank(self, rank):
-        with pytest.raises(
-            ValueError, match=r"`rank` must be a positive integer\. Received: rank="
-        ):
+        with pytest.raises(ValueError, match=r"`rank` must be an integer >= 1\. Received: rank="):
             TransformMatrix("low_rank", rank=rank)
 
     def test_matrix_of_a_non_linear_transform(self):

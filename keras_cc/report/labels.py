@@ -1,76 +1,13 @@
-"""Names of languages, and the installed fonts that can draw them.
+"""Labels of languages in tables and pictures, and the installed fonts that can draw them.
 
-Names are Unicode CLDR's (https://cldr.unicode.org; licence Unicode-3.0), copied so that a report
-needs no Babel.
+A language that `keras_cc.data.languages` has no name for is shown by its code, as is one of a
+region ("pt-BR"), which may stand beside another.
 """
 
 import functools
 import unicodedata
 
-NAMES: dict[str, tuple[str, str]] = {
-    "am": ("Amharic", "አማርኛ"),
-    "ar": ("Arabic", "العربية"),
-    "az": ("Azerbaijani", "azərbaycan"),
-    "bg": ("Bulgarian", "български"),
-    "bn": ("Bangla", "বাংলা"),
-    "ca": ("Catalan", "català"),
-    "cs": ("Czech", "čeština"),
-    "da": ("Danish", "dansk"),
-    "de": ("German", "Deutsch"),
-    "el": ("Greek", "Ελληνικά"),
-    "en": ("English", "English"),
-    "es": ("Spanish", "español"),
-    "et": ("Estonian", "eesti"),
-    "eu": ("Basque", "euskara"),
-    "fa": ("Persian", "فارسی"),
-    "fi": ("Finnish", "suomi"),
-    "fr": ("French", "français"),
-    "gu": ("Gujarati", "ગુજરાતી"),
-    "ha": ("Hausa", "Hausa"),
-    "he": ("Hebrew", "עברית"),
-    "hi": ("Hindi", "हिन्दी"),
-    "ht": ("Haitian Creole", "Kreyòl Ayisyen"),
-    "hu": ("Hungarian", "magyar"),
-    "id": ("Indonesian", "Indonesia"),
-    "ig": ("Igbo", "Igbo"),
-    "it": ("Italian", "italiano"),
-    "ja": ("Japanese", "日本語"),
-    "jv": ("Javanese", "Jawa"),
-    "km": ("Khmer", "ខ្មែរ"),
-    "kn": ("Kannada", "ಕನ್ನಡ"),
-    "ko": ("Korean", "한국어"),
-    "lo": ("Lao", "ລາວ"),
-    "ml": ("Malayalam", "മലയാളം"),
-    "mr": ("Marathi", "मराठी"),
-    "ms": ("Malay", "Melayu"),
-    "my": ("Burmese", "မြန်မာ"),
-    "ne": ("Nepali", "नेपाली"),
-    "nl": ("Dutch", "Nederlands"),
-    "no": ("Norwegian", "norsk"),
-    "pa": ("Punjabi", "ਪੰਜਾਬੀ"),
-    "pl": ("Polish", "polski"),
-    "ps": ("Pashto", "پښتو"),
-    "pt": ("Portuguese", "português"),
-    "qu": ("Quechua", "Runasimi"),
-    "ro": ("Romanian", "română"),
-    "ru": ("Russian", "русский"),
-    "si": ("Sinhala", "සිංහල"),
-    "so": ("Somali", "Soomaali"),
-    "sr": ("Serbian", "српски"),
-    "sv": ("Swedish", "svenska"),
-    "sw": ("Swahili", "Kiswahili"),
-    "ta": ("Tamil", "தமிழ்"),
-    "te": ("Telugu", "తెలుగు"),
-    "th": ("Thai", "ไทย"),
-    "tr": ("Turkish", "Türkçe"),
-    "uk": ("Ukrainian", "українська"),
-    "ur": ("Urdu", "اردو"),
-    "uz": ("Uzbek", "o‘zbek"),
-    "vi": ("Vietnamese", "Tiếng Việt"),
-    "yo": ("Yoruba", "Èdè Yorùbá"),
-    "zh": ("Chinese", "中文"),
-}
-"""A language's ISO 639-1 code to its name in English and in itself."""
+from keras_cc.data.languages import NAMES
 
 _BASE = "DejaVu Sans"  # comes with matplotlib, so it is there on every machine
 # Chinese, Japanese and Korean share code points that each writes in its own way.

@@ -1,0 +1,96 @@
+"""What is known of languages, and that nothing knows it a second time."""
+
+import pathlib
+import re
+
+import pytest
+
+import keras_cc
+from keras_cc.data import languages
+from keras_cc.data.cldr_templates import TEMPLATES
+from keras_cc.evaluation.metrics import normalize
+
+
+class TestNames:
+    @pytest.mark.parametrize("code", languages.NAMES)
+    def test_names_are_those_of_cldr(self, code):
+        locale = pytest.importorskip("babel").Locale.parse(code)
+        english, own = locale.get_display_name("en"), locale.get_display_name(code)
+        assert languages.NAMES[code] == ({"Bangla": "Bengali"}.get(english, english), own)
+
+    def test_the_languages_of_the_benchmarks_are_known(self):
+        codes = "ar bg bn de el en es eu et fr hi ht id it ja ko my pt qu ro ru sw ta te th tr ur"
+        assert {*codes.split(), "vi", "yo", "zh"} <= set(languages.NAMES)
+
+    def test_every_language_that_is_told_apart_has_a_name(self):
+        assert {*TEMPLATES, *languages.DOTTED_I, *languages.SPACELESS} <= set(languages.NAMES)
+
+    @pytest.mark.parametrize(
+        ("code", "name"),
+        [("sw", "Swahili"), ("zh_Hant-TW", "Chinese"), ("PT-br", "Portuguese"), ("fil", "Filipino")]
+        + [(code, None) for code in ("tlh", "", None, 3)],
+    )
+    def test_english_name(self, code, name):
+        assert languages.english_name(code) == name
+
+    def test_no_other_table_of_names(self):
+        tables = [
+            path.name
+            for path in pathlib.Path(keras_cc.__file__).parent.rglob("*.py")
+            if re.search(
+                r"\bTurkish\b.*\bSwahili\b|\bSwahili\b.*\bTurkish\b", path.read_text(), re.S
+            )
+        ]
+        assert tables == ["languages.py"]
+
+
+@pytest.mark.parametrize(
+    "lang, pivot, expected",
+    [
+        ("en", "en", True),
+        ("EN", "en", True),
+        ("en-GB", "en", True),
+        ("en_us", "EN", True),
+        ("en", "en-GB", False),  # a region does not speak for its language
+        ("enm", "en", False),
+        ("en-GB-oxendict", "en_gb", True),
+        ("", "en", False),
+        (3, "en", False),
+    ],
+)
+def test_is_language(lang, pivot, expected):
+    assert languages.is_language(lang, pivot) is expected
+
+
+def test_base_language():
+    codes = ["pt", "pt-BR", "PT_br", "zh-Hant-TW", "", None]
+    assert [languages.base_language(code) for code in codes] == ["pt", "pt", "pt", "zh", "", ""]
+
+
+class TestLetters:
+    @pytest.mark.parametrize(
+        ("text", "language", "expected"),
+        [
+            ("DIŞ İŞ", "tr", "dış iş"),
+            ("İL", "az-Latn", "il"),
+            ("DISH", "en", "dish"),
+            ("DISH", None, "dish"),
+        ],
+    )
+    def test_lower_i(self, text, language, expected):
+        assert languages.lower_i(text, language).lower() == expected
+        assert normalize(text, language) == expected
+
+    @pytest.mark.parametrize(
+        ("word", "language", "expected"),
+        [
+            ("ilaç", "tr", "İlaç"),
+            ("ırmak", "tr-TR", "Irmak"),
+            ("ilac", "de", "Ilac"),
+            ("ǆep", "bs", "ǅep"),  # a letter whose title case is not its capital
+            ("iPhone", None, "IPhone"),
+            ("", "tr", ""),
+        ],
+    )
+    def test_capitalize(self, word, language, expected):
+        assert languages.capitalize(word, language) == expected
