@@ -1,4 +1,4 @@
-"""Every recipe: the same five lines, English rows that go around it, and the README's table."""
+"""Every recipe: the same five lines, English rows that go around it, and their page's table."""
 
 import copy
 import dataclasses
@@ -16,7 +16,7 @@ from keras import ops
 import keras_cc
 from keras_cc import recipes
 
-README = pathlib.Path(__file__).parents[1] / "README.md"
+PAGE = pathlib.Path(__file__).parents[1] / "examples" / "RECIPES.md"
 NAMES = (
     "sft", "translation_sft", "distilled_sft", "cc", "cc_equal_weight", "cc_no_transform",
     "cc_transform_only", "cc_translation", "cc_published", "dft", "dft_logit", "contrastive",
@@ -247,8 +247,8 @@ def test_what_the_sources_of_the_objectives_say():
     assert [*afp.values()] == [0, 0.05, "last", False]
 
 
-def test_the_readme_has_one_row_for_each_recipe():
-    section = README.read_text(encoding="utf-8").split("\n## Recipes\n")[1].split("\n## ")[0]
+def test_the_page_has_one_row_for_each_recipe():
+    section = PAGE.read_text(encoding="utf-8").split("\n## The recipes\n")[1].split("\n## ")[0]
     assert sorted(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == sorted(NAMES)
 
 
