@@ -63,8 +63,9 @@ class CCCausalLM(PairedTrainer):
     Example:
 
     ```python
-    causal_lm = keras_hub.models.Gemma3CausalLM.from_preset("gemma3_270m")
-    model = keras_cc.CCCausalLM(causal_lm)
+    causal_lm, tokenizer = keras_cc.load_preset("demo:gemma3_270m")
+    preprocessor = keras_cc.CCPreprocessor(tokenizer, max_length=64)
+    model = keras_cc.CCCausalLM(causal_lm, preprocessor=preprocessor)
     model.compile(keras.optimizers.AdamW(1e-5))
     model.fit(
         [{"instruction": "Kenya'nın para birimi nedir?", "output": "Kenya şilini",

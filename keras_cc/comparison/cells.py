@@ -103,6 +103,8 @@ def run_all(
     Example:
 
     ```python
+    from keras_cc.comparison import Experiment
+
     if __name__ == "__main__":  # cells are processes that import this file
         recipes, seeds = ("sft", "cc"), range(3)
         experiments = [Experiment(recipe, seed=seed) for recipe in recipes for seed in seeds]

@@ -47,7 +47,10 @@ def run(experiment: Experiment, answers: Any = None, verbose: "int | str" = "aut
     Example:
 
     ```python
-    keras_cc.comparison.run(Experiment("cc", languages=("en", "tr")))["scores"]["exact_match"]
+    experiment = keras_cc.comparison.Experiment(
+        "cc", languages=("en", "tr"), train_rows=8, dev_rows=4
+    )
+    keras_cc.comparison.run(experiment)["scores"]["exact_match"]["tr"]  # of each question
     ```
     """
     keras.utils.set_random_seed(experiment.seed)

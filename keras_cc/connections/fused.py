@@ -58,7 +58,7 @@ class FusedConnection(Connection):
     Example:
 
     ```python
-    connection = keras_cc.FusedConnection(alignment="mean", gate="layer", layers=range(4, 12))
+    connection = keras_cc.FusedConnection(alignment="mean", gate="layer", layers=range(2, 6))
     model = keras_cc.CCCausalLM(causal_lm, connection)
     ```
 

@@ -66,9 +66,11 @@ def cldr_rows(
 
     Example:
 
-    >>> row = next(r for s in SPLITS for r in cldr_rows("tr", split=s) if r["id"] == "currency/KE")
-    >>> row["instruction"], row["output"]
-    ("Kenya'nın para birimi nedir?", 'Kenya şilini')
+    ```python
+    rows = keras_cc.data.cldr_rows("tr", relations="currency", split="train")
+    (kenya,) = [row for row in rows if row["id"] == "currency/KE"]
+    kenya["instruction"], kenya["output"]  # "Kenya'nın para birimi nedir?", "Kenya şilini"
+    ```
 
     Source: Unicode CLDR through Babel (Unicode-3.0).
     """
@@ -101,8 +103,9 @@ def cldr_report() -> dict[str, Any]:
 
     Example:
 
-    >>> cldr_report()["skipped_territories"]["name_is_a_label"]
-    ['HK', 'MO']
+    ```python
+    keras_cc.data.cldr_report()["skipped_territories"]["name_is_a_label"]  # ["HK", "MO"]
+    ```
     """
     _, skipped_items = _items()
     report: dict[str, Any] = {

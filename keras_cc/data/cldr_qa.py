@@ -31,9 +31,12 @@ class CldrQa(tfds.core.GeneratorBasedBuilder):
 
     Example:
 
-    >>> import tensorflow_datasets as tfds
-    >>> import keras_cc.data.cldr_qa
-    >>> dataset = tfds.load("cldr_qa/sw", split="train")
+    ```python
+    import tensorflow_datasets as tfds
+    import keras_cc.data.cldr_qa
+
+    dataset = tfds.load("cldr_qa/sw", split="train")
+    ```
 
     Source: Unicode CLDR through Babel (Unicode-3.0).
     """

@@ -150,7 +150,8 @@ def question(lang: str, relation: str, code: str, name: str) -> str:
 
     Example:
 
-    >>> question("tr", "currency", "KE", "Kenya")
-    "Kenya'nın para birimi nedir?"
+    ```python
+    question("tr", "currency", "KE", "Kenya")  # "Kenya'nın para birimi nedir?"
+    ```
     """
     return TEMPLATES[lang][relation].format(**name_forms(lang, code, name))

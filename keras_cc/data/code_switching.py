@@ -98,10 +98,13 @@ def code_switch(
 
     Example:
 
-    >>> row = {"instruction": "Kenya'nın para birimi nedir?", "output": "Kenya şilini",
-    ...        "instruction_en": "What is the currency of Kenya?", "lang": "tr"}
-    >>> code_switch([row], {"what": "ne", "currency": ["para birimi"]}, ratio=1)[0]["instruction"]
-    'Ne is the para birimi of Kenya?'
+    ```python
+    row = {"instruction": "Kenya'nın para birimi nedir?", "output": "Kenya şilini",
+           "instruction_en": "What is the currency of Kenya?", "lang": "tr"}
+    lexicon = {"what": "ne", "currency": ["para birimi"]}
+    (switched,) = keras_cc.data.code_switch([row], lexicon, ratio=1)
+    switched["instruction"]  # "Ne is the para birimi of Kenya?"
+    ```
 
     Source: the levels are those of code-switching curriculum learning, arXiv 2411.02460; words
     replaced from a lexicon are CoSDA-ML's, arXiv 2006.06402.

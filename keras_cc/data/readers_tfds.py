@@ -40,9 +40,10 @@ def from_tfds(
 
     Example:
 
-    >>> rows = from_tfds("cldr_qa/tr", split="test")
-    >>> sorted(rows[0])
-    ['answers', 'id', 'instruction', 'instruction_en', 'lang', 'output', 'relation']
+    ```python
+    rows = keras_cc.data.from_tfds("cldr_qa/tr", split="test")
+    rows[0]["instruction"], rows[0]["output"]  # strings
+    ```
     """
     try:
         import tensorflow_datasets as tfds

@@ -95,14 +95,15 @@ def augment_with_translation(
 
     Example:
 
-    >>> row = {"instruction": "Kenya'nın para birimi nedir?", "output": "Kenya şilini",
-    ...        "instruction_en": "What is the currency of Kenya?",
-    ...        "output_en": "Kenyan shilling", "lang": "tr", "id": "currency/KE"}
-    >>> for made in augment_with_translation([row])[1:]:
-    ...     print(f"{made['lang']}: {made['instruction']}")
-    en: What is the currency of Kenya?
-    tr: Translate into English: Kenya'nın para birimi nedir?
-    en: Translate into Turkish: What is the currency of Kenya?
+    ```python
+    row = {"instruction": "Kenya'nın para birimi nedir?", "output": "Kenya şilini",
+           "instruction_en": "What is the currency of Kenya?",
+           "output_en": "Kenyan shilling", "lang": "tr", "id": "currency/KE"}
+    _, english, to_english, to_turkish = keras_cc.data.augment_with_translation([row])
+    english["instruction"]  # "What is the currency of Kenya?"
+    to_english["instruction"]  # "Translate into English: Kenya'nın para birimi nedir?"
+    to_turkish["instruction"]  # "Translate into Turkish: What is the currency of Kenya?"
+    ```
 
     Source: x-LLaMA, arXiv 2308.04948, and CrossAlpaca, arXiv 2308.14186, which tune on
     translation tasks beside the instructions.

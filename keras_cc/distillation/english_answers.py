@@ -80,9 +80,7 @@ def distill(
     Example:
 
     ```python
-    from keras_cc.distillation import distill
-
-    rows = distill(model, rows, cache="english_answers.jsonl", max_length=256)
+    rows = keras_cc.distill(model, rows, cache="english_answers.jsonl", max_length=32)
     model.fit(rows, batch_size=8)
     ```
 

@@ -83,7 +83,7 @@ class KerasLM(TemplateLM):
     import lm_eval
     import keras_cc
 
-    causal_lm = keras_hub.models.CausalLM.from_preset("gemma3_270m")
+    causal_lm, tokenizer = keras_cc.load_preset("demo:gemma3_270m")
     lm = keras_cc.evaluation.KerasLM(causal_lm, batch_size=16)
     found = lm_eval.simple_evaluate(lm, tasks=["xnli_tr", "xcopa_tr"])
     found["results"]["xnli_tr"]["acc,none"]

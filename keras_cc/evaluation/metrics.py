@@ -56,7 +56,11 @@ def normalize(text: str, language: str | None = None) -> str:
     Returns:
         A string, empty for a blank text alone.
 
-    Example: `normalize("The U.S., ２０", "en")  # "us 20"`
+    Example:
+
+    ```python
+    keras_cc.evaluation.metrics.normalize("The U.S., ２０", "en")  # "us 20"
+    ```
 
     Source: SQuAD (Rajpurkar et al. 2016) and MLQA (Lewis et al. 2020), whose scripts do the same
     to ASCII.
@@ -82,7 +86,11 @@ def tokens(text: str, language: str | None = None) -> list[str]:
     Returns:
         List of strings.
 
-    Example: `tokens("हिन्दी, 漢字 ABC")  # ["हिन्दी", "漢", "字", "abc"]`
+    Example:
+
+    ```python
+    keras_cc.evaluation.metrics.tokens("हिन्दी, 漢字 ABC")  # ["हिन्दी", "漢", "字", "abc"]
+    ```
     """
     found: list[str] = []
     in_word = False
@@ -116,7 +124,11 @@ def first_line(text: str) -> str:
 
     It is what a generated answer is: an untuned model goes on to the next question.
 
-    Example: `first_line("\\n Nairobi \\nWhat is")  # "Nairobi"`
+    Example:
+
+    ```python
+    keras_cc.evaluation.metrics.first_line("\\n Nairobi \\nWhat is")  # "Nairobi"
+    ```
     """
     return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
@@ -139,7 +151,11 @@ def exact_match(prediction: str, answers: Sequence[str], language: str | None = 
         TypeError: where `answers` is one string.
         ValueError: where `answers` is empty.
 
-    Example: `exact_match("kenya şilini.", ["Kenya şilini"], "tr")  # 1.0`
+    Example:
+
+    ```python
+    keras_cc.evaluation.metrics.exact_match("kenya şilini.", ["Kenya şilini"], "tr")  # 1.0
+    ```
 
     Source: SQuAD, MLQA; see `normalize`.
     """
@@ -158,7 +174,11 @@ def f1(prediction: str, answers: Sequence[str], language: str | None = None) -> 
     Returns:
         float in [0, 1].
 
-    Example: `f1("the red fox", ["a fox"], "en")  # 2/3: "red", "fox" against "fox"`
+    Example:
+
+    ```python
+    keras_cc.evaluation.metrics.f1("the red fox", ["a fox"], "en")  # 0.6667
+    ```
 
     Source: SQuAD, MLQA; see `normalize`.
     """
@@ -189,7 +209,11 @@ def contains(prediction: str, answers: Sequence[str], language: str | None = Non
     Returns:
         float, 0.0 or 1.0.
 
-    Example: `contains("It is Nairobi, I think", ["nairobi"])  # 1.0`
+    Example:
+
+    ```python
+    keras_cc.evaluation.metrics.contains("It is Nairobi, I think", ["nairobi"])  # 1.0
+    ```
 
     Source: the rule of CC-Tuning's XQuAD accuracy.
     """
@@ -211,7 +235,11 @@ def rouge_l(prediction: str, answers: Sequence[str], language: str | None = None
     Returns:
         float in [0, 1].
 
-    Example: `rouge_l("the cat sat", ["the cat sat down"])  # 6/7`
+    Example:
+
+    ```python
+    keras_cc.evaluation.metrics.rouge_l("the cat sat", ["the cat sat down"])  # 0.8571
+    ```
 
     Source: Lin 2004, "ROUGE: a package for automatic evaluation of summaries".
     """
@@ -250,7 +278,11 @@ def number(prediction: str, answers: Sequence[str], language: str | None = None)
     Returns:
         float.
 
-    Example: `number("16 - 7 = 9, so $18.00", ["18"])  # 1.0`
+    Example:
+
+    ```python
+    keras_cc.evaluation.metrics.number("16 - 7 = 9, so $18.00", ["18"])  # 1.0
+    ```
 
     Source: MGSM (Shi et al. 2022).
     """
@@ -292,7 +324,12 @@ def last_number(text: str, language: str | None = None) -> float | None:
     Returns:
         float, or None where there is no number.
 
-    Example: `last_number("1.500", "de"), last_number("1.500")  # 1500.0, 1.5`
+    Example:
+
+    ```python
+    keras_cc.evaluation.metrics.last_number("1.500", "de")  # 1500.0
+    keras_cc.evaluation.metrics.last_number("1.500")  # 1.5
+    ```
     """
     text, found = _western_digits(text), None
     for found in _NUMBER.finditer(text):  # noqa: B007

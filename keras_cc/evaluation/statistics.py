@@ -82,7 +82,8 @@ def interval(
     Example:
 
     ```python
-    interval({"tr": [[1, 0, 1], [1, 1, 1]], "sw": [[0, 0, 1], [0, 1, 1]]}).mean  # 0.6667
+    scores = {"tr": [[1, 0, 1], [1, 1, 1]], "sw": [[0, 0, 1], [0, 1, 1]]}
+    keras_cc.evaluation.statistics.interval(scores).mean  # 0.6667
     ```
 
     Source: Efron and Tibshirani 1993, "An introduction to the bootstrap", through
@@ -128,7 +129,8 @@ def compare(
     Example:
 
     ```python
-    compare({"tr": [1, 1, 1, 0]}, {"tr": [0, 1, 0, 0]}).difference  # 0.5
+    one, other = {"tr": [1, 1, 1, 0]}, {"tr": [0, 1, 0, 0]}
+    keras_cc.evaluation.statistics.compare(one, other).difference  # 0.5
     ```
 
     Source: `scipy.stats.permutation_test` ("samples"); Dror et al. 2018 (ACL), "The hitchhiker's

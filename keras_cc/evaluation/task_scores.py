@@ -120,7 +120,8 @@ def evaluate(
     Example:
 
     ```python
-    result = evaluate(model, "xnli", tasks.load("xnli", "data", "dev", ["en", "tr"]), limit=100)
+    rows = keras_cc.evaluation.tasks.load("xnli", "data", "dev", ["en", "tr"])
+    result = keras_cc.evaluation.evaluate(model, "xnli", rows, limit=100)
     result.mean()  # {"en": 0.41, "tr": 0.35}
     ```
 

@@ -30,7 +30,11 @@ class Task:
         folder: name of its folder in the data, None where it is made without one (cldr).
         is_parallel: whether an id is the same item in every language.
 
-    Example: `Task("mine", "generate", ("exact_match", "f1"), max_new_tokens=16)`
+    Example:
+
+    ```python
+    keras_cc.evaluation.Task("mine", "generate", ("exact_match", "f1"), max_new_tokens=16)
+    ```
     """
 
     name: str
@@ -96,7 +100,11 @@ def get(task: "str | Task") -> Task:
     Raises:
         ValueError: for an unknown name.
 
-    Example: `get("xnli").options  # ("1", "2", "3")`
+    Example:
+
+    ```python
+    keras_cc.evaluation.tasks.get("xnli").options  # ("1", "2", "3")
+    ```
     """
     if isinstance(task, Task):
         return task
@@ -131,7 +139,11 @@ def load(
             there.
         ValueError: where a row lacks a key, or is of another language than its file.
 
-    Example: `load("xnli", "data", "dev", ["en", "tr"])["tr"][0]["instruction"]`
+    Example:
+
+    ```python
+    keras_cc.evaluation.tasks.load("xnli", "data", "dev", ["en", "tr"])["tr"][0]["instruction"]
+    ```
     """
     task = get(task)
     if isinstance(languages, str):

@@ -108,7 +108,11 @@ def export_saved_model(
     ```python
     model.merge()
     keras_cc.export_saved_model(model, "served/my_gemma", max_length=64)
-    served = tf.saved_model.load("served/my_gemma/1")  # with tensorflow_text imported
+
+    import tensorflow as tf
+    import tensorflow_text  # the operations that the graph's tokenizer is made of
+
+    served = tf.saved_model.load("served/my_gemma/1")
     served.signatures["generate"](prompts=tf.constant(["Kenya'nın para birimi nedir?"]))["text"]
     ```
 

@@ -33,7 +33,8 @@ class Incline(Intervention):
     model = keras_cc.CCCausalLM(causal_lm, connection=None)
     model.intervention = keras_cc.Incline(sigma=0.2, site="ffn")
     model.fit_transform(rows)
-    model.generate("Kenya'nın para birimi nedir?")
+    model.compile(sampler="greedy")
+    model.generate("Kenya'nın para birimi nedir?", max_length=32)
     ```
 
     Source: INCLINE (Wang et al., arXiv 2410.12462; weixuan-wang123/INCLINE). Reported averages,

@@ -57,9 +57,10 @@ def search(model, rows, grid, batch_size=16, verbose="auto"):
     Example:
 
     ```python
-    model.intervention = keras_cc.XTransplant(0, 0)
-    result = keras_cc.search(model, dev_rows, {"source_layer": range(18), "target_layer": [2, 3]})
-    result.best  # {"source_layer": 12, "target_layer": 3}, and the model has it
+    model = keras_cc.CCCausalLM(causal_lm, None, intervention=keras_cc.XTransplant(0, 0))
+    model.compile(sampler="greedy")
+    result = keras_cc.search(model, dev_rows, {"source_layer": [3, 6], "target_layer": [2, 3]})
+    result.best  # {"source_layer": 6, "target_layer": 3}, and the model has it
     ```
 
     Source: XTransplant (arXiv 2412.12686, all pairs of layers), INCLINE (arXiv 2410.12462, sigma

@@ -27,8 +27,10 @@ class XTransplant(Intervention):
 
     ```python
     model = keras_cc.CCCausalLM(causal_lm, connection=None)
-    model.intervention = keras_cc.XTransplant(source_layer=12, target_layer=3)
-    model.generate("Kenya'nın para birimi nedir?", pivot_prompts="What is the currency of Kenya?")
+    model.intervention = keras_cc.XTransplant(source_layer=6, target_layer=3)
+    model.compile(sampler="greedy")
+    question, english = "Kenya'nın para birimi nedir?", "What is the currency of Kenya?"
+    model.generate(question, max_length=32, pivot_prompts=english)
     ```
 
     Source: XTransplant (Ye et al., arXiv 2412.12686; YYF-Tommy/XTransplant). There every pair of

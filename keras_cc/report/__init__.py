@@ -50,9 +50,11 @@ def write(
     Example:
 
     ```python
+    import json, pathlib
+
     cells = [json.loads(path.read_text()) for path in pathlib.Path("cells").glob("*.json")]
-    xnli = [cell for cell in cells if cell["config"]["task"] == "xnli"]
-    keras_cc.report.write(xnli, "report/xnli")["report.html"]
+    cldr = [cell for cell in cells if cell["config"]["task"] == "cldr"]
+    keras_cc.report.write(cldr, "report/cldr")["report.html"]
     ```
     """
     cells = check(cells)

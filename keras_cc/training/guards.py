@@ -18,7 +18,7 @@ class KeepWeights(keras.callbacks.Callback):
     Example:
 
     ```python
-    keep = KeepWeights()
+    keep = keras_cc.callbacks.KeepWeights()
     try:
         model.fit(rows, callbacks=[keep])
     except BaseException:
