@@ -1,7 +1,7 @@
 """From a tuned model to a request answered: SavedModels for TF Serving, and model cards.
 
-keras_cc.export_saved_model(model, "served/my_model")
-python -m keras_cc.export PRESET_OR_KERAS_FILE served/my_model
+    keras_cc.export_saved_model(model, "served/my_model")
+    python -m keras_cc.export PRESET_OR_KERAS_FILE served/my_model
 """
 
 from keras_cc.export.model_card import ModelCard as ModelCard
