@@ -1,5 +1,7 @@
 """From a tuned model to a request answered: SavedModels for TF Serving, and model cards.
 
+In Python, and from a file of a model, whatever backend it was trained on:
+
     keras_cc.export_saved_model(model, "served/my_model")
     python -m keras_cc.export PRESET_OR_KERAS_FILE served/my_model
 """
