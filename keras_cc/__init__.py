@@ -36,22 +36,22 @@ from keras_cc.interventions import XTransplant as XTransplant
 from keras_cc.interventions.search import SearchResult as SearchResult
 from keras_cc.interventions.search import search as search
 
-# What becomes of a model: presets, SavedModels.
+# Models in and out: real weights to try it on, presets, SavedModels.
 from keras_cc import export as export
 from keras_cc.export import export_saved_model as export_saved_model
+from keras_cc import demo as demo
 from keras_cc.presets import load_preset as load_preset
 from keras_cc.presets import save_preset as save_preset
 
 from keras_cc.version import __version__ as __version__
 
-# Does it help, and real weights to try it on: imported when they are first used.
+# Does it help? Imported when they are first used.
 if TYPE_CHECKING:
     from keras_cc import comparison as comparison
-    from keras_cc import demo as demo
     from keras_cc import evaluation as evaluation
     from keras_cc import report as report
 
-_ON_USE = ("comparison", "demo", "evaluation", "report")
+_ON_USE = ("comparison", "evaluation", "report")
 
 
 def __getattr__(name: str) -> Any:

@@ -140,7 +140,7 @@ class ConnectionProbe:
             self.languages = _languages(model.preprocessor, rows)
         self.batches = [
             {name: x[name] for name in (*TARGET_KEYS, *PIVOT_KEYS, "row_ids")}
-            for x, _, _ in PreparedBatches(rows, model.preprocessor, batch_size=batch_size)
+            for x, _, _ in PreparedBatches(rows, model.preprocessor, batch_size, group=True)
         ]
         self._compiled = Compiled(model, self._row_sums)
 

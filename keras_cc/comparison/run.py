@@ -19,7 +19,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_cc import demo
+from keras_cc import presets
 from keras_cc.calibration import atlas
 from keras_cc.cc_causal_lm import CCCausalLM
 from keras_cc.comparison.costs import inference_cost, machine, own_parameters
@@ -53,7 +53,7 @@ def run(experiment: Experiment, answers: Any = None, verbose: "int | str" = "aut
     keras.utils.set_random_seed(experiment.seed)
     task = tasks.get(experiment.task)
     rows = load_rows(experiment)
-    causal_lm, tokenizer = demo.load_preset(experiment.model)
+    causal_lm, tokenizer = presets.load_preset(experiment.model)
     preprocessor = _preprocessor(experiment, causal_lm.preprocessor or tokenizer, rows)
     parameters = {"model": causal_lm.count_params()}
     if experiment.recipe == UNTUNED:
@@ -240,6 +240,7 @@ def _preprocessor(experiment, inner, rows):
         longest = max(map(len, prompts)) + max(map(len, answers)) + 1
     return CCPreprocessor(
         inner,
+        padding="max_length",  # the order of rows, and so the scores, of the cells that there are
         max_length=experiment.max_length or -(-longest // 8) * 8,
         pivot_max_length=-(-max(map(len, pivots)) // 8) * 8,
         template=template,

@@ -3,8 +3,10 @@
 Notable choices:
 
 - One class, `PreparedBatches`, whatever the source: what it yields does not depend on the backend.
+- Rows are padded to what their batch needs, and rows of like length come together: padding is work
+  for nothing. The widths are those of a ladder, so that few shapes occur.
 - The answers sit at few positions, and logits are the most expensive part of a step. So every
-  batch carries the window of its answers; its width is a power of two, so that few shapes occur.
+  batch carries the window of its answers; its width is a power of two.
 - Gradient accumulation averages over micro-batches. Each batch carries the factors that turn this
   into the mean over the tokens of the whole group.
 """
@@ -13,19 +15,18 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import keras
 import numpy as np
 
 from keras_cc.data import columns, sources
-from keras_cc.data.feeding import StepCounter, as_keras_data
+from keras_cc.data.widths import Shape, Shapes
 
 Batch = tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]
 
 TARGET_KEYS = ("token_ids", "padding_mask", "answer_mask")
 PIVOT_KEYS = ("pivot_token_ids", "pivot_padding_mask")
 MIN_ANSWER_WINDOW = 4
-
-__all__ = ["PreparedBatches", "answer_positions", "as_keras_data"]
+#: Batches of rows that are sorted by length together. Beyond it, order stays as it was drawn.
+POOL = 64
 
 
 class PreparedBatches:
@@ -44,6 +45,10 @@ class PreparedBatches:
             it gives batches, those pass as they are.
         shuffle: bool. Draws a new order of rows for every pass. Only for lists, columns and
             arrays; the order of another source is its own.
+        group: bool. Whether rows of like length may come together, out of their order, where the
+            source is a list or columns of text and `prepare` pads to the longest row: within each
+            `POOL` batches, which come in a random order then if `shuffle`. Every row comes once a
+            pass, and rows that do not fill a batch come last, as without it.
         seed: int. Seed of the orders. `None` draws one from NumPy's generator, which
             `keras.utils.set_random_seed` seeds.
         accumulate: int. The optimizer's `gradient_accumulation_steps`.
@@ -59,7 +64,8 @@ class PreparedBatches:
 
         - `answer_positions`, int32 (B, K): a window of target positions that covers every answer
           position of its row. K is the longest such span in the batch, rounded up to a power of
-          two, at least 4 and at most T.
+          two, at least 4 and at most T. Where `prepare` pads to the longest row, (T, S, K) takes
+          few values, see `keras_cc.data.widths.Shapes`, and K may be larger for it.
         - `row_ids`, int32 (B,): the number of each row in its dataset; see `describe`.
         - `loss_scale`, float32 (B, 3), where `accumulate > 1`: three factors, repeated for
           each row: `n_k * m / sum_j n_j` over the `m` micro-batches of a group, n being the sum of
@@ -86,7 +92,8 @@ class PreparedBatches:
 
     ```python
     batches = PreparedBatches(rows, cc_preprocessor, batch_size=8, shuffle=True, seed=0)
-    model.fit(as_keras_data(batches), shuffle=False, callbacks=[batches.step_counter()])
+    for x, y, sample_weight in batches:
+        ...
     ```
     """
 
@@ -97,6 +104,7 @@ class PreparedBatches:
         batch_size: int | None = None,
         shuffle: bool = False,
         seed: int | None = None,
+        group: bool = False,
         accumulate: int | None = 1,
         alternate: bool = False,
         align_all: bool = False,
@@ -116,6 +124,10 @@ class PreparedBatches:
         if shuffle and self._source.shuffles:
             # NumPy's global generator, which `keras.utils.set_random_seed` seeds.
             self._seed = int(np.random.randint(2**31)) if seed is None else seed
+        self._packs = getattr(prepare, "padding", None) == "longest"
+        self._groups = group and self._packs and self._source.is_text
+        self._shapes = Shapes()
+        self.token_count = self.padding_count = 0  # of targets and pivots, batch by batch
         self._id_column = getattr(prepare, "id_column", "id")
         self._ids: dict[int, str] = {}  # of streamed rows, by number
         self._count: int | float | None = None
@@ -177,26 +189,21 @@ class PreparedBatches:
         if not self.counted_outside:
             self.step = step
 
-    def step_counter(self) -> keras.callbacks.Callback:
-        """Returns the Keras callback that keeps `step` at the batches that were trained on.
-
-        Without it, `step` moves at the end of each full pass, which is the same unless an epoch
-        ends early (`steps_per_epoch`, an interrupt) or a trainer reads ahead.
-        """
-        return StepCounter(self)
-
     def _pass(self, step: int) -> Iterator[Batch]:
         pass_index = 0
         if isinstance(self.num_batches, int) and self.num_batches > 0:
             pass_index = (step - self.first_step) // self.num_batches
         first_row = 0
         source = self._source.batches(pass_index, self._seed)
+        if self._groups:
+            source = self._grouped(pass_index)
         for index, (raw, numbers) in enumerate(source):
             key = (pass_index, index)
             if key in self._ahead:
                 yield self._ahead.pop(key)
                 continue
             x, y, sample_weight = self._prepared(raw)
+            self._count_padding(x)
             if numbers is None:
                 numbers = np.arange(first_row, first_row + len(y))
                 self._remember_ids(raw, first_row)
@@ -211,8 +218,28 @@ class PreparedBatches:
                 turn = (step + index) // self.accumulate % 2
                 x["objective_turn"] = np.full(len(y), turn, "int32")
             x["row_ids"] = np.asarray(numbers, "int32")
-            x["answer_positions"] = answer_positions(x["answer_mask"])
+            if "answer_positions" not in x:
+                x["answer_positions"] = answer_positions(x["answer_mask"])
             yield x, y, sample_weight
+
+    def _grouped(self, pass_index: int) -> Iterator[tuple[Any, Any]]:
+        """Yields (packed rows, their numbers) of a pass, rows of like length together."""
+        source = self._source
+        order, size = source.order(pass_index, self._seed), source.batch_size
+        whole = len(order) - len(order) % size
+        for start in range(0, whole, POOL * size):
+            pool = order[start : min(start + POOL * size, whole)]
+            rows = self.prepare.pack(source.take(pool))
+            # Stable: rows of one shape keep the order that was drawn.
+            by_shape = np.array(sorted(range(len(rows)), key=lambda i: self._shape([rows[i]])))
+            batches = by_shape.reshape(-1, size)
+            if self._seed is not None:
+                random = np.random.default_rng([self._seed, pass_index, start])
+                batches = random.permutation(batches)
+            for places in batches:
+                yield _Packed(rows[i] for i in places), pool[places]
+        if whole < len(order):
+            yield source.take(order[whole:]), order[whole:]
 
     def _scaled(self, step: int) -> Iterator[Batch]:
         lacking = self.accumulate - step % self.accumulate  # batches that close the open group
@@ -258,8 +285,34 @@ class PreparedBatches:
                 "The data is raw text, and there is no preprocessor to prepare it: build the model "
                 f"with a CCPreprocessor. Received: {columns.describe(raw)}"
             )
+        if self._packs:
+            return self._padded(raw if isinstance(raw, _Packed) else self.prepare.pack(raw))
         x, y, sample_weight = self.prepare(raw)
         return dict(x), y, sample_weight
+
+    # --- widths ---
+
+    def _padded(self, rows: Any) -> Batch:
+        shape = self._shapes.holding(self._shape(rows))
+        x, y, sample_weight = self.prepare.pad(rows, shape.target, shape.pivot)
+        x["answer_positions"] = answer_positions(x["answer_mask"], shape.answers)
+        return x, y, sample_weight
+
+    def _shape(self, rows: Any) -> Shape:
+        target, pivot = self.prepare.widths_of(rows)
+        span = max(len(row.ids) - row.prompt_length for row in rows)
+        return Shape(target, pivot, _window(span, target))
+
+    def _count_padding(self, x: dict[str, np.ndarray]) -> None:
+        for mask in (x["padding_mask"], x["pivot_padding_mask"]):
+            self.token_count += mask.size
+            self.padding_count += np.count_nonzero(mask == 0)
+
+    def padding_share(self) -> str:
+        """Says how much of the tokens so far was padding, and in how many shapes they came."""
+        share = self.padding_count / max(self.token_count, 1)
+        shapes = len(self._shapes.known)
+        return f"{share:.0%} of the tokens were padding" + (f", {shapes} shapes" if shapes else "")
 
     # --- names of rows ---
 
@@ -293,11 +346,16 @@ class PreparedBatches:
         return names
 
 
-def answer_positions(answer_mask: np.ndarray) -> np.ndarray:
+class _Packed(list):
+    """Rows that `prepare` has packed already."""
+
+
+def answer_positions(answer_mask: np.ndarray, width: int | None = None) -> np.ndarray:
     """Returns the window of positions that covers each row's answer.
 
     Args:
         answer_mask: int (B, T), 1 where the next token belongs to the answer.
+        width: int, K where it is known; it must cover every answer.
 
     Returns:
         int32 (B, K): consecutive positions, from the first 1 of the row, moved left where the row
@@ -309,9 +367,13 @@ def answer_positions(answer_mask: np.ndarray) -> np.ndarray:
     first = np.argmax(mask, axis=1)  # 0 in a row without an answer
     last = length - 1 - np.argmax(mask[:, ::-1], axis=1)
     span = np.where(mask.any(axis=1), last - first + 1, 0)
-    window = min(length, max(MIN_ANSWER_WINDOW, 1 << (int(span.max()) - 1).bit_length()))
+    window = _window(int(span.max()), length) if width is None else width
     start = np.minimum(first, length - window)
     return (start[:, None] + np.arange(window)).astype("int32")
+
+
+def _window(span: int, length: int) -> int:
+    return min(length, max(MIN_ANSWER_WINDOW, 1 << (span - 1).bit_length()))
 
 
 def _token_counts(batch: Batch, align_all: bool) -> np.ndarray:

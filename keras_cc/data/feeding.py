@@ -2,12 +2,11 @@
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 
-if TYPE_CHECKING:
-    from keras_cc.data.batches import Batch, PreparedBatches
+from keras_cc.data.batches import Batch, PreparedBatches
 
 _INT_KEYS = (
     "token_ids",
@@ -20,9 +19,13 @@ _INT_KEYS = (
 
 
 class StepCounter(keras.callbacks.Callback):
-    """Keeps `batches.step` at the number of micro-batches trained on."""
+    """Keeps `batches.step` at the number of micro-batches trained on.
 
-    def __init__(self, batches: "PreparedBatches") -> None:
+    Without it, `step` moves at the end of each full pass, which is the same unless an epoch ends
+    early (`steps_per_epoch`, an interrupt) or a trainer reads ahead.
+    """
+
+    def __init__(self, batches: PreparedBatches) -> None:
         super().__init__()
         self._batches = batches
         self._last = -1
@@ -39,7 +42,7 @@ class StepCounter(keras.callbacks.Callback):
 
 
 def as_keras_data(
-    batches: "PreparedBatches", steps_per_epoch: int | None = None, epochs: int = 1
+    batches: PreparedBatches, steps_per_epoch: int | None = None, epochs: int = 1
 ) -> Any:
     """Wraps prepared batches in what Keras iterates afresh in every epoch.
 
@@ -80,7 +83,7 @@ def as_keras_data(
     return _generate(batches, length)
 
 
-def _generate(batches: "PreparedBatches", length: "int | float | None") -> Iterator[Any]:
+def _generate(batches: PreparedBatches, length: "int | float | None") -> Iterator[Any]:
     """Yields batches; over and over where `steps_per_epoch` cuts passes of unknown length."""
     step = batches.step  # counted here: `batches.step` lags where a trainer reads ahead
     try:
@@ -99,7 +102,7 @@ def _generate(batches: "PreparedBatches", length: "int | float | None") -> Itera
 class _SequentialPyDataset(keras.utils.PyDataset):
     """Batch 0 opens a new pass; the others follow in order, as Keras asks for them."""
 
-    def __init__(self, batches: "PreparedBatches", length: int) -> None:
+    def __init__(self, batches: PreparedBatches, length: int) -> None:
         super().__init__(workers=1, use_multiprocessing=False)
         self._batches, self._length = batches, length
         self._iterator: Iterator[Any] = iter(())
@@ -108,7 +111,7 @@ class _SequentialPyDataset(keras.utils.PyDataset):
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, index: int) -> "Batch":
+    def __getitem__(self, index: int) -> Batch:
         if index == 0:
             self._iterator, self._next = iter(self._batches), 0
         if index != self._next:
@@ -133,7 +136,7 @@ class _SequentialPyDataset(keras.utils.PyDataset):
         return batch
 
 
-def _as_tf_dataset(batches: "PreparedBatches", length: "int | float | None") -> Any:
+def _as_tf_dataset(batches: PreparedBatches, length: "int | float | None") -> Any:
     import tensorflow as tf
 
     def spec(rank: int, dtype: str) -> Any:

@@ -25,10 +25,12 @@ class Source:
     Attributes:
         one_shot: bool. Whether there is a single pass only, as with a generator.
         shuffles: bool. Whether `shuffle=True` has a meaning, i.e. rows can be picked by number.
+        is_text: bool. Whether those rows are known to be text, and not arrays.
     """
 
     one_shot = False
     shuffles = False
+    is_text = False
 
     def batches(self, pass_index: int, shuffle_seed: int | None) -> Iterator[tuple[Any, Any]]:
         """Yields (raw batch, the numbers of its rows or `None` for running numbers)."""
@@ -48,13 +50,19 @@ class IndexedSource(Source):
 
     shuffles = True
 
-    def __init__(self, size: int, take: Callable[[np.ndarray], Any], batch_size: int) -> None:
-        self.size, self.take, self.batch_size = size, take, batch_size
+    def __init__(
+        self, size: int, take: Callable[[np.ndarray], Any], batch_size: int, is_text: bool = True
+    ) -> None:
+        self.size, self.take, self.batch_size, self.is_text = size, take, batch_size, is_text
+
+    def order(self, pass_index: int, shuffle_seed: int | None) -> np.ndarray:
+        """Returns the numbers of all rows in the order of a pass."""
+        if shuffle_seed is None:
+            return np.arange(self.size)
+        return np.random.default_rng([shuffle_seed, pass_index]).permutation(self.size)
 
     def batches(self, pass_index: int, shuffle_seed: int | None) -> Iterator[tuple[Any, Any]]:
-        order = np.arange(self.size)
-        if shuffle_seed is not None:
-            order = np.random.default_rng([shuffle_seed, pass_index]).permutation(self.size)
+        order = self.order(pass_index, shuffle_seed)
         for start in range(0, self.size, self.batch_size):
             indices = order[start : start + self.batch_size]
             yield self.take(indices), indices
@@ -193,7 +201,7 @@ def _arrays_source(arrays: Any, batch_size: int) -> Source:
     def take(indices: np.ndarray) -> Any:
         return {k: v[indices] for k, v in x.items()}, y[indices], sample_weight[indices]
 
-    return IndexedSource(len(y), take, batch_size)
+    return IndexedSource(len(y), take, batch_size, is_text=False)
 
 
 def _tf_source(dataset: Any, batch_size: int) -> Source:

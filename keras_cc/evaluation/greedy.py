@@ -11,7 +11,7 @@ import numpy as np
 from keras import ops
 
 from keras_cc import generation
-from keras_cc.evaluation.scorer import width_of
+from keras_cc.data.widths import width_of
 from keras_cc.passes import runs
 
 #: Tokens that are generated before stop strings are looked for; each next piece is twice as long.

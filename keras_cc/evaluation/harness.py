@@ -25,6 +25,7 @@ from keras_cc.evaluation.greedy import GreedyGenerator
 from keras_cc.evaluation.scorer import Scorer
 from keras_cc.options import count
 from keras_cc.preprocessing import CCPreprocessor, templates
+from keras_cc.presets import load_preset
 
 try:
     from lm_eval import utils
@@ -376,13 +377,11 @@ def _text_preprocessor(source, template, add_start_token):
 
 def _load(preset, dtype):
     """`(model, preprocessor or None)` of a preset or a `.keras` file."""
-    import keras_cc.demo
-
     if preset.endswith(".keras"):
         if dtype is not None:
             raise ValueError(
                 f"`dtype` must be left out for a saved model, which has one. Received: {dtype!r}"
             )
         return keras.models.load_model(preset), None
-    model, tokenizer = keras_cc.load_preset(preset, dtype=dtype)
+    model, tokenizer = load_preset(preset, dtype=dtype)
     return model, tokenizer if model.preprocessor is None else None

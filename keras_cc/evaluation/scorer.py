@@ -17,14 +17,12 @@ from keras import ops
 
 from keras_cc.calibration.compiled import Compiled
 from keras_cc.cc_causal_lm import CCCausalLM
+from keras_cc.data.widths import width_of
 from keras_cc.options import count
 from keras_cc.passes import runs
 
 Ids = Sequence[int]
 
-# The least width of a batch, in tokens; the next ones are 24, 32, 48, 64, ... so that few shapes
-# are compiled and no more than a third of a batch is padding for its longest row.
-MIN_WIDTH = 16
 #: Positions of a row whose logits are computed together.
 LOGITS_AT_ONCE = 128
 
@@ -276,12 +274,3 @@ def _rows(requests, pivots):
             rows.append(_Row(ids, start, pivot))
         rows[-1].continuations.append((number, rest))
     return sorted(rows, key=lambda row: -len(row.ids))
-
-
-def width_of(length: int, least: int = MIN_WIDTH) -> int:
-    """The least of 16, 24, 32, 48, 64, ... that is not below `length` (`least`: a power of two)."""
-    width = least
-    while width < length:
-        is_power = width & (width - 1) == 0
-        width = max(width + 1, width * 3 // 2 if is_power else width * 4 // 3)
-    return width

@@ -19,9 +19,10 @@ import keras
 import numpy as np
 
 from keras_cc.data import pairs
+from keras_cc.data.widths import width_of
 from keras_cc.evaluation import statistics, tasks
 from keras_cc.evaluation.metrics import METRICS, first_line
-from keras_cc.evaluation.scorer import Scorer, width_of
+from keras_cc.evaluation.scorer import Scorer
 from keras_cc.evaluation.task_requests import (
     ending_requests,
     gold_requests,

@@ -10,6 +10,7 @@ import keras
 from keras_cc.export.model_card import ModelCard
 from keras_cc.export.saved_model import SCORES, export_saved_model, run_under_tensorflow
 from keras_cc.preprocessing import CCPreprocessor
+from keras_cc.presets import load_preset
 
 
 def arguments_of(argv: list[str]) -> argparse.Namespace:
@@ -40,8 +41,6 @@ def arguments_of(argv: list[str]) -> argparse.Namespace:
 
 def load(source: str, template: str | None):
     """`(model, preprocessor or None)` of a `.keras` file or a preset."""
-    import keras_cc.demo  # the demo models' tokenizer is known from then on
-
     if source.endswith(".keras"):
         model = keras.models.load_model(source, compile=False)
         preprocessor = getattr(model, "preprocessor", None)
@@ -50,7 +49,7 @@ def load(source: str, template: str | None):
         inner = preprocessor.preprocessor
         return model, CCPreprocessor(inner, preprocessor.max_length, template=template)
     try:
-        model, tokenizer = keras_cc.load_preset(source)
+        model, tokenizer = load_preset(source)
     except FileNotFoundError as error:
         raise ValueError(
             "`source` must be a preset with a tokenizer, which becomes a part of the graph: save "

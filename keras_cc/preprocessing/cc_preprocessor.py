@@ -5,19 +5,32 @@ Notable choices:
 - Prompt and answer are tokenised apart, so an answer's ids do not depend on its prompt, and the
   prompt's ids at inference are the ones seen in training.
 - A prompt too long for its row loses tokens on the left; an answer is never cut.
+- Rows are padded to what a batch needs, on a ladder of few widths: most texts are much shorter than
+  `max_length`, and every other width is compiled anew.
 """
 
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 
+from keras_cc import options
 from keras_cc.data import pairs
 from keras_cc.data.columns import plain_text, to_columns
+from keras_cc.data.widths import ladder, rung
 from keras_cc.preprocessing import templates
 from keras_cc.preprocessing.template_tokenizer import TemplateTokenizer
+
+
+class PackedRow(NamedTuple):
+    """A row as ids, not padded yet."""
+
+    ids: list[int]
+    prompt_length: int  # of them, the start token included
+    is_cut: bool  # whether the prompt lost tokens
+    pivot: list[int]  # empty: a row without a pivot
 
 
 @keras.saving.register_keras_serializable(package="keras_cc")
@@ -26,11 +39,11 @@ class CCPreprocessor(TemplateTokenizer):
 
     A row of the target stream is
 
-        [start token] + prompt + answer + [end token], padded on the right to `max_length`
+        [start token] + prompt + answer + [end token], padded on the right
 
     and a row of the pivot stream is the English prompt alone, under the same template:
 
-        [start token] + pivot prompt, padded on the right to `pivot_max_length`
+        [start token] + pivot prompt, padded on the right
 
     The answer is never part of the pivot stream. A row without a pivot is a plain SFT row: its
     `pivot_padding_mask` is all 0. That is a row whose pivot column is missing, `None` or empty,
@@ -39,8 +52,8 @@ class CCPreprocessor(TemplateTokenizer):
 
     Args:
         preprocessor: a `keras_hub.models.CausalLMPreprocessor`, or a KerasHub tokenizer.
-        max_length: int. Length of a target row in tokens, start, answer and end included.
-        pivot_max_length: int. Length of a pivot row in tokens. Defaults to `max_length`.
+        max_length: int. The most tokens of a target row, start, answer and end included.
+        pivot_max_length: int. The most tokens of a pivot row. Defaults to `max_length`.
         template: `None`, a name, a string with `"{instruction}"` or a `PromptTemplate`; see
             `keras_cc.templates.get`. It is applied to instruction and pivot alike.
         instruction_column: string. Column with the prompt in the target language.
@@ -49,6 +62,12 @@ class CCPreprocessor(TemplateTokenizer):
         lang_column: string. Column with the language of the instruction (optional in the data).
         id_column: string. Column that error messages name a row by (optional in the data).
         pivot_language: string. The pivot's language, `"en"`. `"en-GB"` counts as `"en"`.
+        padding: string. `"longest"`: a batch is as wide as the smallest of `widths` that holds its
+            longest row, targets and pivots each on their own. `"max_length"`: all batches are as
+            wide as `max_length` and `pivot_max_length` allow, one static shape.
+        widths: ascending ints, the widths of `"longest"` in tokens, up to `max_length` and
+            `pivot_max_length` at least. Defaults to 16, 24, 32, 48, 64, 96, ...: no more than a
+            third of a batch's longest row is padding beyond 16 tokens.
         add_start_token: bool. Whether rows begin with the tokenizer's start token. Defaults to
             the preprocessor's own setting, or `True` for a tokenizer. A tokenizer without a start
             token (Qwen, SmolLM3), or a template that begins with it, adds none.
@@ -59,8 +78,8 @@ class CCPreprocessor(TemplateTokenizer):
 
     Returns (of a call):
         `(x, y, sample_weight)`, NumPy. x holds `token_ids`, `padding_mask`, `answer_mask`, int32
-        (B, T), and `pivot_token_ids`, `pivot_padding_mask`, int32 (B, S), with T = `max_length`
-        and S = `pivot_max_length`. y is int32 (B, T), the next tokens. sample_weight is float32
+        (B, T), and `pivot_token_ids`, `pivot_padding_mask`, int32 (B, S), T and S by `padding`.
+        y is int32 (B, T), the next tokens. sample_weight is float32
         (B, T), 1 where y is a token of the answer or its end token; `answer_mask` equals it, so
         its first 1 is the last token of the prompt.
 
@@ -98,12 +117,18 @@ class CCPreprocessor(TemplateTokenizer):
         lang_column: str = "lang",
         id_column: str = "id",
         pivot_language: str = "en",
+        padding: str = "longest",
+        widths: Sequence[int] | None = None,
         add_start_token: bool | None = None,
     ) -> None:
-        self.max_length = _check_length("max_length", max_length)
-        self.pivot_max_length = _check_length(
-            "pivot_max_length", self.max_length if pivot_max_length is None else pivot_max_length
+        self.max_length = options.count("max_length", max_length, least=2)
+        self.pivot_max_length = options.count(
+            "pivot_max_length",
+            self.max_length if pivot_max_length is None else pivot_max_length,
+            least=2,
         )
+        self.padding = options.choice("padding", padding, ("longest", "max_length"))
+        self.widths = self._checked_widths(widths)
         template = templates.get(template)
         self.instruction_column = instruction_column
         self.output_column = output_column
@@ -136,6 +161,17 @@ class CCPreprocessor(TemplateTokenizer):
         self, rows: "Mapping[str, Any] | Sequence[Mapping[str, Any]]"
     ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
         """Prepares a batch of rows; see the class for arguments, returns and errors."""
+        return self.pad(self.pack(rows))
+
+    def pack(self, rows: "Mapping[str, Any] | Sequence[Mapping[str, Any]]") -> "list[PackedRow]":
+        """Tokenises rows, one by one; `pad` makes a batch of any of them.
+
+        Args:
+            rows: see the class, and its errors.
+
+        Returns:
+            A list of `PackedRow`, in the rows' order.
+        """
         columns = to_columns(rows, list(pairs.columns_of(self).values()))
         size = len(next(iter(columns.values())))
         names = pairs.row_names(columns, self.id_column, size)
@@ -146,23 +182,65 @@ class CCPreprocessor(TemplateTokenizer):
         )
         encoder = self.encoder
         ids = zip(encoder.prompts(instructions), encoder.answers(answers), names, strict=True)
-        packed = [self._row(prompt, answer, name) for prompt, answer, name in ids]
-        token_ids, padding_mask = self._padded([row for row, _, _ in packed], self.max_length)
+        packed_pivots = self._pack_pivots(pivots, names)
+        return [
+            PackedRow(*self._row(prompt, answer, name), pivot)
+            for (prompt, answer, name), pivot in zip(ids, packed_pivots, strict=True)
+        ]
+
+    def pad(
+        self, rows: "Sequence[PackedRow]", width: int | None = None, pivot_width: int | None = None
+    ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+        """Makes a batch of packed rows.
+
+        Args:
+            rows: what `pack` returned, or some of it.
+            width: int, the width of the targets; default: by `padding`.
+            pivot_width: int, the width of the pivots; default: by `padding`.
+
+        Returns:
+            `(x, y, sample_weight)`, see the class.
+        """
+        needed = self.widths_of(rows)
+        token_ids, padding_mask = self._padded([row.ids for row in rows], width or needed[0])
         answer_mask = np.zeros_like(token_ids)
-        for i, (row, prompt_length, _) in enumerate(packed):
-            answer_mask[i, prompt_length - 1 : len(row) - 1] = 1
-        pivot = self._pack_pivots(pivots, names)
+        for i, row in enumerate(rows):
+            answer_mask[i, row.prompt_length - 1 : len(row.ids) - 1] = 1
+        pivot = self._padded_pivots([row.pivot for row in rows], pivot_width or needed[1])
         with self._lock:
-            self._row_count += size
-            self._truncated_count += sum(is_cut for _, _, is_cut in packed)
+            self._row_count += len(rows)
+            self._truncated_count += sum(row.is_cut for row in rows)
 
         y = np.full_like(token_ids, self.pad_token_id)
         y[:, :-1] = token_ids[:, 1:]
         x = {"token_ids": token_ids, "padding_mask": padding_mask, "answer_mask": answer_mask}
         return {**x, **pivot}, y, answer_mask.astype("float32")
 
+    def widths_of(self, rows: "Sequence[PackedRow]") -> tuple[int, int]:
+        """The widths of targets and pivots that a batch of packed rows is padded to."""
+        longest = (max(len(row.ids) for row in rows), max(len(row.pivot) for row in rows))
+        limits = (self.max_length, self.pivot_max_length)
+        widths = [self._width(n, limit) for n, limit in zip(longest, limits, strict=True)]
+        return widths[0], widths[1]
+
+    def _width(self, length: int, limit: int) -> int:
+        return limit if self.padding == "max_length" else rung(length, ladder(limit, self.widths))
+
+    def _checked_widths(self, widths: Sequence[int] | None) -> list[int] | None:
+        if widths is None:
+            return None
+        checked = [options.count("widths", width, least=1) for width in widths]
+        limit = max(self.max_length, self.pivot_max_length)
+        if not checked or checked != sorted(set(checked)) or checked[-1] < limit:
+            raise ValueError(
+                "`widths` must be ascending and reach `max_length` and `pivot_max_length`, "
+                f"{limit} here, so that every row has one that holds it. "
+                f"Received: widths={list(widths)}"
+            )
+        return checked
+
     def _row(self, prompt: list[int], answer: list[int], name: str) -> tuple[list[int], int, bool]:
-        """Returns (row, length of its prompt with the start token, was the prompt cut?)."""
+        """Returns (ids, length of the prompt with the start token, was the prompt cut?)."""
         start = self._start(prompt)
         end = [] if self.end_token_id is None else [self.end_token_id]
         if not start and not prompt:
@@ -205,7 +283,7 @@ class CCPreprocessor(TemplateTokenizer):
             return None
         return len(ids)
 
-    def _pack_pivots(self, pivots: Sequence[str | None], names: list[str]) -> dict[str, np.ndarray]:
+    def _pack_pivots(self, pivots: Sequence[str | None], names: list[str]) -> list[list[int]]:
         rows: list[list[int]] = [[] for _ in pivots]
         present = [i for i, pivot in enumerate(pivots) if pivot]
         encoded = self.encoder.prompts([pivots[i] for i in present])
@@ -218,7 +296,10 @@ class CCPreprocessor(TemplateTokenizer):
                     f"Received: pivot_max_length={self.pivot_max_length}"
                 )
             rows[i] = row
-        token_ids, padding_mask = self._padded(rows, self.pivot_max_length)
+        return rows
+
+    def _padded_pivots(self, rows: list[list[int]], width: int) -> dict[str, np.ndarray]:
+        token_ids, padding_mask = self._padded(rows, width)
         return {"pivot_token_ids": token_ids, "pivot_padding_mask": padding_mask}
 
     def _padded(self, rows: list[list[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -249,7 +330,11 @@ class CCPreprocessor(TemplateTokenizer):
 
         Example: `cc_preprocessor.generate_preprocess(["Habari?"], max_length=64)`
         """
-        length = self.max_length if max_length is None else _check_length("max_length", max_length)
+        length = (
+            self.max_length
+            if max_length is None
+            else options.count("max_length", max_length, least=2)
+        )
         rows = self.prompt_ids(_check_prompts("prompts", prompts))
         for i, row in enumerate(rows):
             if not row or len(row) >= length:
@@ -267,14 +352,16 @@ class CCPreprocessor(TemplateTokenizer):
             prompts: list of strings; `None` or an empty string is a row without a pivot.
 
         Returns:
-            `{"pivot_token_ids", "pivot_padding_mask"}`, int32 (B, `pivot_max_length`).
+            `{"pivot_token_ids", "pivot_padding_mask"}`, int32 (B, S), S by `padding`.
 
         Raises:
             ValueError: where a prompt is longer than `pivot_max_length`.
         """
         prompts = _check_prompts("prompts", prompts, allow_none=True)
         names = [f"prompts[{i}]" for i in range(len(prompts))]
-        return self._pack_pivots([pairs.nonblank(p) for p in prompts], names)
+        rows = self._pack_pivots([pairs.nonblank(p) for p in prompts], names)
+        longest = max(map(len, rows), default=0)
+        return self._padded_pivots(rows, self._width(longest, self.pivot_max_length))
 
     # --- serialisation ---
 
@@ -288,6 +375,8 @@ class CCPreprocessor(TemplateTokenizer):
             "max_length": self.max_length,
             "pivot_max_length": self.pivot_max_length,
             "template": templates.serialize(self.template),
+            "padding": self.padding,
+            "widths": self.widths,
             "add_start_token": self.add_start_token,
             **pairs.columns_of(self),
             "pivot_language": self.pivot_language,
@@ -301,12 +390,6 @@ class CCPreprocessor(TemplateTokenizer):
         if isinstance(preprocessor, dict):
             preprocessor = keras.saving.deserialize_keras_object(preprocessor)
         return cls(preprocessor, **config)
-
-
-def _check_length(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 2:
-        raise ValueError(f"`{name}` must be an integer of at least 2. Received: {name}={value!r}")
-    return int(value)
 
 
 def _check_prompts(name: str, prompts: Any, allow_none: bool = False) -> list[Any]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from keras_cc.report.grouping import check
 from keras_cc.report.html import page
+from keras_cc.report.one_run import draw_run as draw_run
 from keras_cc.report.pictures import draw, require_matplotlib
 from keras_cc.report.summary import summarise
 from keras_cc.report.tables import markdown

@@ -6,6 +6,7 @@ are Okabe and Ito's, heat maps viridis: both hold for colour-blind readers and i
 is imported when drawing.
 """
 
+import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from keras_cc.report import atlas, captions, grouping, panels
 from keras_cc.report.labels import drawable, label
 from keras_cc.report.summary import AVERAGE, part_of, verdict
 
-_BLUE, _RED, _GREY, _PALE = "#0072B2", "#D55E00", "#767676", "#e6e6e6"
+BLUE, _RED, GREY, _PALE = "#0072B2", "#D55E00", "#767676", "#e6e6e6"
 _STYLE = {
     "font.size": 9,
     "axes.titlesize": 9.5,
@@ -56,13 +57,10 @@ def draw(summary: dict[str, Any], cells: Sequence[dict[str, Any]], folder) -> li
     Raises:
         ModuleNotFoundError: where matplotlib is not installed.
     """
-    matplotlib = require_matplotlib()
     groups = grouping.methods(cells)
     groups = {method["name"]: groups[method["name"]] for method in summary["methods"]}
     drawn = []
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # whatever style the caller uses elsewhere
-        matplotlib.rcParams.update(_STYLE)
+    with styled():
         for name, drawer in _DRAWERS.items():
             path = pathlib.Path(folder) / name
             found = drawer(summary, groups)
@@ -73,6 +71,16 @@ def draw(summary: dict[str, Any], cells: Sequence[dict[str, Any]], folder) -> li
             figure.savefig(path)
             drawn.append(Picture(path, heading, caption))
     return drawn
+
+
+@contextlib.contextmanager
+def styled():
+    """While open, matplotlib draws in the style of the reports, whatever the caller's is."""
+    matplotlib = require_matplotlib()
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        yield
 
 
 def require_matplotlib():
@@ -107,7 +115,7 @@ def _scores(summary, groups):
                 axis.axvline(100 * value["mean"], color="black", lw=0.8, zorder=1)
         before = part_of(untuned, part)
         if before is not None:
-            axis.axvline(100 * before, color=_GREY, lw=1.2, ls=":", zorder=1)
+            axis.axvline(100 * before, color=GREY, lw=1.2, ls=":", zorder=1)
         if part == AVERAGE:
             axis.set_title("Average without English", fontweight="bold")
         else:
@@ -125,14 +133,14 @@ def _look(method, part, baseline):
     """Colour and marker: the baseline, above it, below it, or not told apart from it."""
     if method["name"] == baseline:
         return "black", "s"
-    looks = {1: (_BLUE, "^"), -1: (_RED, "v"), 0: (_GREY, "o")}
+    looks = {1: (BLUE, "^"), -1: (_RED, "v"), 0: (GREY, "o")}
     return looks[verdict(part_of(method, part, "difference"))]
 
 
 def _curves(summary, groups):
     """A panel a method: validation loss of the monolingual and of the connected path."""
     paths = {"monolingual": "val_sft_loss", "connected": "val_connected_sft_loss"}
-    styles = {"connected": (_RED, "--"), "monolingual": (_BLUE, "-")}
+    styles = {"connected": (_RED, "--"), "monolingual": (BLUE, "-")}
     seeds = {name: _histories(group, paths) for name, group in groups.items()}
     seeds = {name: found for name, found in seeds.items() if found}
     if not seeds:

@@ -6,7 +6,8 @@ from keras import ops
 
 from keras_cc import losses
 from keras_cc.backbones import surgery
-from keras_cc.data.batches import PreparedBatches, as_keras_data
+from keras_cc.data.batches import PreparedBatches
+from keras_cc.data.feeding import StepCounter, as_keras_data
 from keras_cc.objectives import get_all as get_objectives
 from keras_cc.passes import pairing
 from keras_cc.passes.positions import gather
@@ -238,7 +239,8 @@ class PairedTrainer(keras.Model):
             sample_weight: float array `(N, T)`, 1 at answer tokens, beside `y`.
             validation_data: like `x`, or a tuple `(x, y, sample_weight)`. It is scored on
                 the *monolingual* path; `val_connected_sft_loss` stands beside.
-            shuffle: bool, whether lists and arrays are shuffled every epoch.
+            shuffle: bool, whether lists and arrays are shuffled every epoch. Rows of text come
+                in batches of like length then, unless the preprocessor pads to `max_length`.
             seed: int, for the shuffling; None draws one (`keras.utils.set_random_seed` decides
                 which).
             steps_per_epoch: int, where the source never ends.
@@ -265,6 +267,7 @@ class PairedTrainer(keras.Model):
             batch_size=batch_size,
             shuffle=shuffle,
             seed=seed,
+            group=shuffle,
             accumulate=self._accumulation_steps(),
             alternate=any(objective.alternating for objective in self.objectives),
             align_all=self.connection is not None and self.connection.aligns_all,
@@ -273,9 +276,7 @@ class PairedTrainer(keras.Model):
         )
         sources = [batches]
         if validation_data is not None:
-            sources.append(
-                PreparedBatches(validation_data, self.preprocessor, batch_size=batch_size)
-            )
+            sources.append(PreparedBatches(validation_data, self.preprocessor, batch_size))
             validation_data = as_keras_data(sources[1], kwargs.get("validation_steps"))
         with reporting_truncation(self.preprocessor), failing_well(*sources) as keep:
             history = super().fit(
@@ -286,13 +287,15 @@ class PairedTrainer(keras.Model):
                 steps_per_epoch=steps_per_epoch,
                 callbacks=[
                     *(callbacks or []),
-                    batches.step_counter(),
+                    StepCounter(batches),
                     StopOnNonFiniteLoss(batches),
                     keep,
                 ],
                 **kwargs,
             )
         self._micro_steps = batches.step
+        if kwargs.get("verbose", "auto"):
+            print(batches.padding_share())
         return history
 
     def evaluate(self, x=None, y=None, batch_size=None, sample_weight=None, **kwargs):
@@ -316,9 +319,7 @@ class PairedTrainer(keras.Model):
         """
         if kwargs.get("_use_cached_eval_dataset", False):  # fit's, prepared already
             return super().evaluate(x, y, sample_weight=sample_weight, **kwargs)
-        batches = PreparedBatches(
-            _source(x, y, sample_weight), self.preprocessor, batch_size=batch_size
-        )
+        batches = PreparedBatches(_source(x, y, sample_weight), self.preprocessor, batch_size)
         with reporting_truncation(self.preprocessor), failing_well(batches) as keep:
             kwargs["callbacks"] = [*(kwargs.get("callbacks") or []), keep]
             return super().evaluate(as_keras_data(batches, kwargs.get("steps")), **kwargs)

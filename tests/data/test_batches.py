@@ -10,7 +10,8 @@ import keras
 import numpy as np
 import pytest
 
-from keras_cc.data.batches import PreparedBatches, answer_positions, as_keras_data
+from keras_cc.data.batches import PreparedBatches, answer_positions
+from keras_cc.data.feeding import StepCounter, as_keras_data
 
 grain = pytest.importorskip("grain", reason="grain is not installed")
 tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
@@ -208,7 +209,7 @@ def fit(batches, epochs=2, **kwargs):
     model, steps = Recorder(), Steps()
     model.compile(optimizer=keras.optimizers.SGD(0.0))
     data = as_keras_data(batches, kwargs.get("steps_per_epoch"), epochs)
-    callbacks = [steps, batches.step_counter()]
+    callbacks = [steps, StepCounter(batches)]
     model.fit(data, epochs=epochs, verbose=0, shuffle=False, callbacks=callbacks, **kwargs)
     return model, steps
 

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import keras_cc
+from keras_cc.data.widths import width_of
 from keras_cc.evaluation import LogLikelihood, Scorer
-from keras_cc.evaluation.scorer import _rows, width_of
+from keras_cc.evaluation.scorer import _rows
 
 RNG = np.random.default_rng(0)
 

@@ -1,0 +1,83 @@
+"""How wide a batch is padded: few widths, so that few shapes are compiled. Not public."""
+
+import bisect
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+#: The least width of a row, in tokens; see `width_of`.
+MIN_WIDTH = 16
+#: Shapes that a source's batches take before those that are there are used again; see `Shapes`.
+MAX_SHAPES = 8
+
+
+def width_of(length: int, least: int = MIN_WIDTH) -> int:
+    """The least of 16, 24, 32, 48, 64, ... that is not below `length` (`least`: a power of two)."""
+    width = least
+    while width < length:
+        is_power = width & (width - 1) == 0
+        width = max(width + 1, width * 3 // 2 if is_power else width * 4 // 3)
+    return width
+
+
+def ladder(most: int, widths: Sequence[int] | None = None) -> tuple[int, ...]:
+    """The widths that rows of at most `most` tokens are padded to, the last one being `most`.
+
+    Args:
+        most: int, tokens of the longest row that may come.
+        widths: ascending widths, or None: 16, 24, 32, 48, 64, ... Those from `most` on are left
+            out, and `most` itself stands at the end.
+    """
+    if widths is None:
+        widths = [MIN_WIDTH]
+        while widths[-1] < most:
+            widths.append(width_of(widths[-1] + 1))
+    return (*(width for width in widths if width < most), most)
+
+
+def rung(length: int, widths: Sequence[int]) -> int:
+    """The least of ascending `widths` that holds `length` tokens."""
+    return widths[bisect.bisect_left(widths, length)]
+
+
+class Shape(NamedTuple):
+    """What a batch is compiled for, beside its number of rows."""
+
+    target: int
+    pivot: int
+    answers: int
+
+    def holds(self, other: "Shape") -> bool:
+        """Whether a batch of `other` fits in, padded."""
+        return all(own >= needed for own, needed in zip(self, other, strict=True))
+
+
+class Shapes:
+    """The shapes of a source's batches, so many at the most.
+
+    A batch gets the shape that it needs, until there are `most`. From then on it gets the smallest
+    that is there and holds it. Where none does, one is added that holds it and all others: each
+    such step raises a width by at least one rung, so there are never more than `most` plus the
+    number of rungs.
+
+    Args:
+        most: int, how many shapes there may be before they are used again.
+    """
+
+    def __init__(self, most: int = MAX_SHAPES) -> None:
+        self.most = most
+        self.known: list[Shape] = []
+
+    def holding(self, needed: Shape) -> Shape:
+        """The shape that a batch of this need gets."""
+        if needed not in self.known:
+            if len(self.known) >= self.most:
+                fitting = [shape for shape in self.known if shape.holds(needed)]
+                if fitting:
+                    return min(fitting, key=sum)
+                needed = _joined([*self.known, needed])
+            self.known.append(needed)
+        return needed
+
+
+def _joined(shapes: Iterable[Shape]) -> Shape:
+    return Shape(*(max(widths) for widths in zip(*shapes, strict=True)))

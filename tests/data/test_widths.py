@@ -1,0 +1,69 @@
+"""The ladder of widths, and how many shapes come of it."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keras_cc.data.widths import MAX_SHAPES, Shape, Shapes, ladder, rung, width_of
+
+
+def test_the_ladder_by_hand():
+    assert ladder(100) == (16, 24, 32, 48, 64, 96, 100)
+    assert ladder(96) == (16, 24, 32, 48, 64, 96)
+    assert ladder(7) == (7,)
+    assert ladder(50, [10, 40, 90]) == (10, 40, 50)
+    assert ladder(90, [10, 40, 90]) == (10, 40, 90)
+
+
+@given(st.integers(1, 5000), st.integers(1, 5000))
+def test_a_rung_is_the_least_width_that_holds(length, most):
+    length = min(length, most)
+    widths = ladder(most)
+    expected = min(width for width in widths if width >= length)
+    assert rung(length, widths) == expected
+    # No more than a third is padding, but for the narrowest.
+    assert expected <= max(16, length * 3 / 2)
+    assert expected == most or expected == width_of(length)
+
+
+shapes_needed = st.lists(
+    st.builds(
+        Shape,
+        st.sampled_from(ladder(512)),
+        st.sampled_from(ladder(512)),
+        st.sampled_from([4, 8, 16, 32, 64, 128]),
+    ),
+    max_size=200,
+)
+
+
+@given(shapes_needed)
+def test_shapes_hold_what_is_needed_and_are_few(needed):
+    shapes = Shapes()
+    given_out = [shapes.holding(shape) for shape in needed]
+    assert all(own.holds(shape) for own, shape in zip(given_out, needed, strict=True))
+    assert set(given_out) == set(shapes.known)
+    rungs = 2 * len(ladder(512)) + 6
+    assert len(shapes.known) <= MAX_SHAPES + rungs
+    # The first ones are as they were asked for.
+    first = list(dict.fromkeys(needed))[:MAX_SHAPES]
+    assert shapes.known[: len(first)] == first
+
+
+def test_once_full_the_smallest_that_holds_it_is_used_again():
+    shapes = Shapes(most=2)
+    small, large = Shape(16, 16, 4), Shape(64, 32, 8)
+    assert [shapes.holding(shape) for shape in (small, large)] == [small, large]
+    assert shapes.holding(Shape(16, 24, 4)) == large
+    # None holds it: one is made that holds all.
+    assert shapes.holding(Shape(24, 48, 4)) == Shape(64, 48, 8)
+    assert shapes.holding(Shape(16, 16, 4)) == small
+    assert shapes.known == [small, large, Shape(64, 48, 8)]
+
+
+@pytest.mark.parametrize("most", [1, 3, MAX_SHAPES])
+def test_no_more_than_the_rungs_are_added(most):
+    shapes = Shapes(most)
+    for width in ladder(1024):
+        shapes.holding(Shape(width, 16, 4))
+    assert len(shapes.known) <= len(ladder(1024))
