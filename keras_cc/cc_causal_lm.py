@@ -110,9 +110,10 @@ class CCCausalLM(PairedTrainer):
         parts = [repr(part) for part in (self.connection, *self.objectives) if part is not None]
         self.method = ", ".join(parts) or "plain fine-tuning"
         self._head = Untracked(surgery.language_model_head(causal_lm))
-        self._connection_layers = Untracked({})
+        # What the connection put in: "block_3" and its `CCFeedForward`, and others by name.
+        self._attached = Untracked({})
         if self.connection is not None:
-            self._connection_layers.value = surgery.connect(causal_lm, self.connection)
+            self._attached.value = surgery.connect(causal_lm, self.connection)
         self.causal_lm = causal_lm
         self._lens = Untracked(None)
         self._generate_function = Untracked(None)
@@ -177,11 +178,6 @@ class CCCausalLM(PairedTrainer):
         return self._lens.value
 
     @property
-    def layers_of_connection(self):
-        """The connection's layers: `"block_3"` and its `CCFeedForward`, and others by name."""
-        return self._connection_layers.value
-
-    @property
     def intervention(self) -> Any:
         """The transform at inference, a `keras_cc.interventions.Intervention` or None."""
         return self._intervention.value
@@ -226,7 +222,7 @@ class CCCausalLM(PairedTrainer):
             target_layer_names: names of the layers that get them, or None: KerasHub's
                 default, the attention's query and value.
         """
-        layers = [layer for layer in self.layers_of_connection.values() if layer.trainable]
+        layers = [layer for layer in self._attached.value.values() if layer.trainable]
         self.causal_lm.backbone.enable_lora(rank, target_layer_names)
         surgery.unfreeze(layers)
         self._compile_anew()
@@ -370,7 +366,7 @@ class CCCausalLM(PairedTrainer):
             surgery.disconnect(self.causal_lm, fold=fold)  # or it raises, and nothing has changed
         was_more = self.connection is not None or bool(self.objectives)
         self.connection, self.objectives = None, ()
-        self._connection_layers.value = {}
+        self._attached.value = {}
         # What was attached for it is off already where there was a connection.
         self.intervention = None
         if was_more:
@@ -393,7 +389,7 @@ class CCCausalLM(PairedTrainer):
             `"block_3/intervention"` to the layer.
         """
         found = {}
-        for path, layer in self.layers_of_connection.items():
+        for path, layer in self._attached.value.items():
             if not isinstance(layer, CCFeedForward):
                 found[path] = layer
                 continue

@@ -7,13 +7,14 @@ A check takes the option's name and the value received, and gives the value to k
 import abc
 import math
 from numbers import Integral, Real
+from typing import Any
 
 
 class Options(abc.ABC):
     """An object of options: made from keyword arguments, saved and shown by them."""
 
     @abc.abstractmethod
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """Every option by name; `from_config` takes it back."""
 
     @classmethod
@@ -81,7 +82,7 @@ def count(name, value, least=0):
 
 def choice_or_count(name, value, choices, least=1):
     """`value`, if it is one of `choices`, or as an int, if it is an integer >= `least`."""
-    if isinstance(value, str) and value in choices:
+    if value in choices:
         return value
     if _is_integer(value) and value >= least:
         return int(value)

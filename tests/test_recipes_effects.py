@@ -156,7 +156,7 @@ def test_transform_only_fuses_nothing():
 
 def test_published_selects_in_training_and_transforms_after_it():
     found = run("cc_published")
-    (transform,) = found.model.layers_of_connection["pooled_transform"].weights
+    (transform,) = found.model.connection_layers()["pooled_transform"].weights
     assert not found.before[transform.path].any() and not found.trained[transform.path].any()
     assert connected.moved(found.trained, found.finished) == {transform.path}
     (fit_of_x,) = found.found["fits"].values()

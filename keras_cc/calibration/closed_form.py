@@ -128,7 +128,7 @@ class _FusedSamples:
         self.model = model
         self.at_last = positions == "last"
         self.layers = {
-            path: layer.transform_matrix for path, layer in model.layers_of_connection.items()
+            path: layer.transform_matrix for path, layer in model._attached.value.items()
         }
 
     def starts(self):
@@ -200,7 +200,7 @@ class _SelectedSamples(_LastPromptSamples):
                 "The connection has no transform to fit. Received: SelectedConnection with "
                 "transform=None"
             )
-        self.layer = model.layers_of_connection["pooled_transform"]
+        self.layer = model._attached.value["pooled_transform"]
 
     def starts(self):
         return {"pooled_transform": self.layer.matrix()}

@@ -181,6 +181,6 @@ def _line(cell):
     return f"{cell['metric']} {np.mean(others):.1f} %, English {means['en']:.1f} %"
 
 
-def _experiment(config):
-    config = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
-    return Experiment(**config)
+def _experiment(config: Mapping[str, Any]) -> Experiment:
+    options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+    return Experiment(**options)

@@ -151,8 +151,8 @@ def _train(model, experiment, rows, answers, verbose):
     found = recipe.finish(model, spread(rows["train"], 512), rows["held_out"], verbose=verbose)
     if experiment.finish == "refit":
         found["fits"] = model.fit_transform(spread(rows["train"], 512), verbose=verbose)
-    trained = {"history": {name: _floats(values) for name, values in history.items()}}
-    trained["history"]["step"] = stop.at_epoch_end
+    curves = {name: _floats(values) for name, values in history.items()}
+    trained: dict[str, Any] = {"history": {**curves, "step": stop.at_epoch_end}}
     if "search" in found:
         trained["chosen"] = found["search"].best
     if "fits" in found:

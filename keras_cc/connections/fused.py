@@ -3,6 +3,7 @@ from keras import ops
 
 from keras_cc.connections.connection import Connection
 from keras_cc.layers.cc_feed_forward import CCFeedForward
+from keras_cc.layers.decision_gate import INITIAL_GATE
 from keras_cc.options import block_numbers, blocks, choice, count, number
 from keras_cc.passes import pairing, positions
 
@@ -78,7 +79,7 @@ class FusedConnection(Connection):
         dropout=0.5,
         without_pivot="bypass",
         sink_tokens=1,
-        initial_gate=0.1,
+        initial_gate=INITIAL_GATE,
         rank=16,
         pivot_gradient=False,
         alignment_gradient="transform",

@@ -1,11 +1,16 @@
 """Readers of paired data, and what feeds it to `fit`."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from keras_cc.data.code_switching import code_switch, code_switching_curriculum
 from keras_cc.data.lexicon import load_lexicon
 from keras_cc.data.readers import load_jsonl
 from keras_cc.data.translation import augment_with_translation
+
+# These need packages that the rest of the library does not: imported when they are first used.
+if TYPE_CHECKING:
+    from keras_cc.data.cldr import cldr_report, cldr_rows
+    from keras_cc.data.readers_tfds import from_tfds
 
 __all__ = [
     "augment_with_translation",
@@ -20,7 +25,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Lazy: these need packages that the rest of the library does not.
     if name in ("cldr_report", "cldr_rows"):
         from keras_cc.data import cldr
 

@@ -13,7 +13,7 @@ Notable choices:
 
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -111,7 +111,7 @@ class PreparedBatches:
         least_rows: int = 1,
         step: int = 0,
     ) -> None:
-        self.prepare = prepare
+        self.prepare: Any = prepare
         self.accumulate = 1 if accumulate is None else int(accumulate)
         if self.accumulate < 1:
             raise ValueError(f"`accumulate` must be positive. Received: accumulate={accumulate}")
@@ -224,7 +224,7 @@ class PreparedBatches:
 
     def _grouped(self, pass_index: int) -> Iterator[tuple[Any, Any]]:
         """Yields (packed rows, their numbers) of a pass, rows of like length together."""
-        source = self._source
+        source = cast(sources.IndexedSource, self._source)
         order, size = source.order(pass_index, self._seed), source.batch_size
         whole = len(order) - len(order) % size
         for start in range(0, whole, POOL * size):
@@ -254,7 +254,8 @@ class PreparedBatches:
         if group and total is None and self._source.shuffles:
             # The source can tell what the next pass begins with: close the group over its edge.
             following = list(itertools.islice(self._passes(step), lacking - len(group)))
-            total = sum(_token_counts(batch, self.align_all) for batch in [*group, *following])
+            counts = [_token_counts(batch, self.align_all) for batch in [*group, *following]]
+            total = np.sum(counts, axis=0)
             places = (divmod(step - self.first_step + i, len(self)) for i in range(len(following)))
             self._ahead = dict(zip(places, following, strict=True))
         self._carried = {} if total is None else {step: total}

@@ -82,5 +82,6 @@ class CldrQa(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(split) for split in SPLITS}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        languages = LANGUAGES if self.builder_config.name == "all" else self.builder_config.name
+        config = self.builder_config
+        languages = LANGUAGES if config is None or config.name == "all" else config.name
         yield from enumerate(cldr_rows(languages, split=split))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 
 def from_tfds(
@@ -56,8 +56,9 @@ def from_tfds(
         import keras_cc.data.cldr_qa  # noqa: F401  (registers the builder)
 
     has_tensorflow = importlib.util.find_spec("tensorflow") is not None
-    options = {} if has_tensorflow else {"file_format": "array_record"}
-    builder = tfds.builder(name, data_dir=data_dir, **options)
+    # tfds' own annotations know neither a file format's name nor `split`.
+    options: dict[str, Any] = {} if has_tensorflow else {"file_format": "array_record"}
+    builder = cast(Any, tfds.builder(name, data_dir=data_dir, **options))
     columns = (instruction_column, output_column, instruction_en_column)
     texts, lists = _string_columns(builder.info.features, tfds)
     _check_columns(name, columns, texts, builder.info.features)

@@ -8,7 +8,7 @@ objects has imported it.
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import keras
 import numpy as np
@@ -40,7 +40,7 @@ class Source:
         """Batches in a pass: an int, `INFINITE`, or `None` where only counting would tell."""
         raise NotImplementedError
 
-    def row(self, index: int) -> "Mapping[str, Any] | None":
+    def row(self, index: int) -> "Mapping[str, Any] | list[Any] | None":
         """Returns row `index`, where rows can be picked by number."""
         return None
 
@@ -70,7 +70,7 @@ class IndexedSource(Source):
     def num_batches(self) -> int:
         return math.ceil(self.size / self.batch_size)
 
-    def row(self, index: int) -> "Mapping[str, Any] | None":
+    def row(self, index: int) -> "Mapping[str, Any] | list[Any] | None":
         batch = self.take(np.array([index]))
         return None if is_prepared(batch) else batch
 
@@ -149,8 +149,9 @@ def make_source(source: Any, batch_size: int | None = None) -> Source:
         return _tf_source(source, size)
     if isinstance(source, keras.utils.PyDataset):
         return _py_dataset_source(source, size)
-    if hasattr(source, "to_iter_dataset"):  # grain.MapDataset; filtered rows are None in it
-        return StreamSource(source.to_iter_dataset, size, lambda: _grain_length(source))
+    to_iter_dataset = getattr(source, "to_iter_dataset", None)
+    if to_iter_dataset is not None:  # grain.MapDataset; filtered rows are None in it
+        return StreamSource(to_iter_dataset, size, lambda: _grain_length(source))
     if isinstance(source, Iterable):
         one_shot = iter(source) is source if isinstance(source, Iterator) else False
         return StreamSource(lambda: source, size, lambda: _len_or_none(source), one_shot)
@@ -161,7 +162,7 @@ def make_source(source: Any, batch_size: int | None = None) -> Source:
 
         return StreamSource(items, size, lambda: len(source))
     if callable(source):
-        return StreamSource(source, size)
+        return StreamSource(cast(Any, source), size)
     raise TypeError(
         "Data must be a list of row dicts, a dict of columns, (x, y, sample_weight), a "
         "tf.data.Dataset, a grain dataset, a torch DataLoader, a keras.utils.PyDataset, an "
@@ -182,7 +183,7 @@ def _columns_source(columns: Mapping[str, Any], batch_size: int) -> Source:
             "A dict of columns must hold equally long lists or arrays. "
             f"Received: lengths {lengths or 'none: the dict is empty'}"
         )
-    (size,) = set(lengths.values())
+    size = len(next(iter(columns.values())))
     _check_not_empty(size)
 
     def take(indices: np.ndarray) -> dict[str, list[Any]]:

@@ -12,12 +12,6 @@ from typing import Any
 from keras_cc.preprocessing import CCPreprocessor
 from keras_cc.preprocessing.prompt_encoder import token_id
 
-# How a turn of the formats begins that have turns of the system.
-_SYSTEM_TURN = {
-    "<|im_start|>user": "<|im_start|>system",
-    "<|start_header_id|>user": "<|start_header_id|>system",
-}
-
 
 class ConversationEncoder:
     """Writes conversations under a template, and encodes text with special tokens in it.
@@ -69,8 +63,8 @@ class ConversationEncoder:
         Args:
             messages: `{"role": ..., "content": ...}` dicts: perhaps one of the system, then user
                 and assistant in turns. The system's text takes the place of a template's own, or
-                stands in front of the user's first one in a format without system turns (Gemma,
-                Mistral, your own).
+                stands in front of the user's first one where the template has no `system_turn`
+                (Gemma, Mistral, a string of your own).
             is_open: bool. Whether the last message is an answer of the assistant's that has only
                 begun: nothing ends it then.
 
@@ -99,13 +93,13 @@ class ConversationEncoder:
         header = template.prefix.rpartition(end)[2]
         text, opening = "", template.prefix
         if first:
-            system = next((new for old, new in _SYSTEM_TURN.items() if header.startswith(old)), "")
-            content = self._stripped(turns.pop(0)["content"])
-            if system:
-                old = system.replace("system", "user")
-                text, opening = header.replace(old, system, 1) + content + end, header
+            content = turns.pop(0)["content"]
+            turn = template.format_system(content)
+            if turn is None:
+                both = (content, turns[0]["content"])
+                turns[0]["content"] = "\n\n".join(map(self._stripped, both))
             else:
-                turns[0]["content"] = content + "\n\n" + self._stripped(turns[0]["content"])
+                text, opening = turn, header
         for number, turn in enumerate(turns):
             content = self._stripped(turn["content"])
             if turn["role"] == "user":

@@ -333,9 +333,9 @@ class KerasLM(TemplateLM):
                 progress.add(1)
         return found
 
-    def _stopping(self, options):
+    def _stopping(self, generation_kwargs):
         """`(stop strings, most tokens)` of a task's generation options."""
-        options = dict(normalize_gen_kwargs(options, self.max_gen_toks))
+        options: dict[str, Any] = dict(normalize_gen_kwargs(generation_kwargs, self.max_gen_toks))
         count, until = options.pop("max_gen_toks"), options.pop("until")
         if options.get("do_sample"):
             raise ValueError(

@@ -87,10 +87,10 @@ class SentencePieceGraph(tf.Module):
         super().__init__()
         self._pieces = tf_text.SentencepieceTokenizer(model=proto, out_type=tf.int32)
 
-    def tokenize(self, texts: tf.Tensor) -> tf.RaggedTensor:
+    def tokenize(self, texts: tf.Tensor) -> Any:
         return self._pieces.tokenize(texts)
 
-    def detokenize(self, ids: tf.RaggedTensor) -> tf.Tensor:
+    def detokenize(self, ids: tf.RaggedTensor) -> Any:
         return self._pieces.detokenize(ids)
 
 
@@ -189,7 +189,7 @@ class BytePairGraph(tf.Module):
             is_best = (found == best) & (found < self._no_merge)
             place = tf.range(tf.size(found))
             # Of neighbours that overlap, as in "aaa", every second pair from the first.
-            starts = is_best & ~tf.concat([[False], is_best[:-1]], axis=0)
+            starts = is_best & tf.logical_not(tf.concat([[False], is_best[:-1]], axis=0))
             start_of = tf.gather(
                 tf.concat([[0], tf.where(starts)[:, 0]], axis=0),
                 tf.cumsum(tf.cast(starts, "int32")),
@@ -201,7 +201,7 @@ class BytePairGraph(tf.Module):
             merges &= (found % 2 == 0) | (place == tf.gather(first, word_of))
             merges = tf.concat([merges, [False]], axis=0)
             merged = tf.concat([found // 2 % self._size, [0]], axis=0)
-            stays = tf.concat([[True], ~merges[:-1]], axis=0)
+            stays = tf.concat([[True], tf.logical_not(merges[:-1])], axis=0)
             symbols = tf.boolean_mask(tf.where(merges, merged, symbols), stays)
             word = tf.boolean_mask(word, stays)
             return symbols, word, rules(symbols, word)

@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_cc.layers.alignment import ALIGNMENTS, align
-from keras_cc.layers.decision_gate import GRANULARITIES, DecisionGate
+from keras_cc.layers.decision_gate import GRANULARITIES, INITIAL_GATE, DecisionGate
 from keras_cc.layers.transform_matrix import TRANSFORMS, TransformMatrix
 from keras_cc.losses import squared_error
 from keras_cc.options import choice, choice_or_share
@@ -72,7 +72,7 @@ class CCFeedForward(keras.layers.Layer):
         inner,
         alignment="attention",
         gate="dimension",
-        initial_gate=0.5,
+        initial_gate=INITIAL_GATE,
         transform="linear",
         rank=16,
         pivot_gradient=False,

@@ -6,6 +6,7 @@ from keras import ops
 from keras_cc.options import choice
 
 GRANULARITIES = ("dimension", "layer")
+INITIAL_GATE = 0.1
 
 
 @keras.saving.register_keras_serializable(package="keras_cc")
@@ -49,7 +50,7 @@ class DecisionGate(keras.layers.Layer):
     decision a dimension where the paper's selects one layer.
     """
 
-    def __init__(self, granularity="dimension", initial_gate=0.5, **kwargs):
+    def __init__(self, granularity="dimension", initial_gate=INITIAL_GATE, **kwargs):
         super().__init__(**kwargs)
         if not isinstance(initial_gate, (int, float)) or not 0 < initial_gate < 1:
             raise ValueError(

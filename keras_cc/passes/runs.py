@@ -36,7 +36,7 @@ def connected(model, inputs, pivot_scope, training=False):
     """The connected pass, not run yet."""
     if model.connection is None:
         return pairing.Pass()
-    layers, seed = model.layers_of_connection, model.seed_generator
+    layers, seed = model._attached.value, model.seed_generator
     return model.connection.target_pass(inputs, pivot_scope, layers, training, seed)
 
 
@@ -85,7 +85,7 @@ def monolingual(model, inputs):
     own = connection.own_pass(model.num_blocks)
     if own is not None:
         run(model, inputs, own)
-    return connection.monolingual_pass(inputs, own, model.layers_of_connection)
+    return connection.monolingual_pass(inputs, own, model._attached.value)
 
 
 def answer_nats(model, inputs, make_pass):

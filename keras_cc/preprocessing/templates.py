@@ -16,6 +16,7 @@ import re
 from typing import Any
 
 PLACEHOLDER = "{instruction}"
+SYSTEM_PLACEHOLDER = "{system}"
 
 # What a custom template string may contain that can only be meant as a special token.
 _SPECIAL_TOKEN = re.compile(r"<\|[^|<>\s]+\|>|<(?:start|end)_of_turn>")
@@ -32,10 +33,15 @@ class PromptTemplate:
         suffix: string. Text and special tokens between the instruction and the answer.
         end_of_turn: string or `None`. The special token that ends the answer, in place of the
             tokenizer's own end token.
-        special_tokens: tuple of strings. The special tokens in `prefix` and `suffix`. Each must be
-            a single token of the tokenizer.
+        special_tokens: tuple of strings. The special tokens in `prefix`, `suffix` and
+            `system_turn`. Each must be a single token of the tokenizer.
         strip: bool. Whether white space around the instruction and the answer is removed, as the
             published chat templates with `| trim` do.
+        system_turn: string or `None`. A system's whole turn, its text at `"{system}"`, for
+            conversations that have one. `None` where the format has no such turn.
+
+    Raises:
+        ValueError: for a `system_turn` without `"{system}"`, or with two.
 
     Example:
 
@@ -57,14 +63,27 @@ class PromptTemplate:
     end_of_turn: str | None = None
     special_tokens: tuple[str, ...] = ()
     strip: bool = False
+    system_turn: str | None = None
 
     def __post_init__(self) -> None:
         # A config that went through JSON brings a list.
         object.__setattr__(self, "special_tokens", tuple(self.special_tokens))
+        if self.system_turn is not None and self.system_turn.count(SYSTEM_PLACEHOLDER) != 1:
+            raise ValueError(
+                f'`system_turn` must have "{SYSTEM_PLACEHOLDER}" in it exactly once. '
+                f"Received: system_turn={self.system_turn!r}"
+            )
 
     def format(self, instruction: str) -> str:
         """Returns the prompt as a string, for reading: `CCPreprocessor` builds ids instead."""
         return self.prefix + (instruction.strip() if self.strip else instruction) + self.suffix
+
+    def format_system(self, text: str) -> str | None:
+        """Returns a system's turn as a string, `None` where the format has no such turn."""
+        if self.system_turn is None:
+            return None
+        before, after = self.system_turn.split(SYSTEM_PLACEHOLDER)
+        return before + (text.strip() if self.strip else text) + after
 
     @property
     def required_tokens(self) -> tuple[str, ...]:
@@ -74,13 +93,15 @@ class PromptTemplate:
 
 
 def _chatml(name: str, system: str | None = None) -> PromptTemplate:
-    turn = "" if system is None else f"<|im_start|>system\n{system}<|im_end|>\n"
+    system_turn = "<|im_start|>system\n{system}<|im_end|>\n"
+    own = "" if system is None else system_turn.replace(SYSTEM_PLACEHOLDER, system)
     return PromptTemplate(
         name,
-        prefix=f"{turn}<|im_start|>user\n",
+        prefix=f"{own}<|im_start|>user\n",
         suffix="<|im_end|>\n<|im_start|>assistant\n",
         end_of_turn="<|im_end|>",
         special_tokens=("<|im_start|>", "<|im_end|>"),
+        system_turn=system_turn,
     )
 
 
@@ -102,6 +123,7 @@ _TEMPLATES = (
         end_of_turn="<|eot_id|>",
         special_tokens=("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
         strip=True,
+        system_turn="<|start_header_id|>system<|end_header_id|>\n\n{system}<|eot_id|>",
     ),
     # ChatML with no system turn: Qwen3 as published, and any ChatML model by choice.
     _chatml("chatml"),

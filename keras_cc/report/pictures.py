@@ -19,7 +19,7 @@ from keras_cc.report.labels import drawable, label
 from keras_cc.report.summary import AVERAGE, part_of, verdict
 
 BLUE, _RED, GREY, _PALE = "#0072B2", "#D55E00", "#767676", "#e6e6e6"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 9.5,
     "axes.titlelocation": "left",

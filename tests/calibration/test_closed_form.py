@@ -124,7 +124,7 @@ def matrices(model):
 
 
 def layers(model):
-    return model.layers_of_connection
+    return model._attached.value
 
 
 def fit(model, rows=ROWS, **options):

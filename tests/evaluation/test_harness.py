@@ -1,5 +1,6 @@
 """`KerasLM` in the lm-evaluation-harness, its own tasks on local rows among them."""
 
+import dataclasses
 import json
 import pathlib
 import warnings
@@ -204,6 +205,13 @@ class TestChat:
         if template in WITH_SYSTEM:
             system = {"role": "system", "content": "Be brief."}
             assert lm.apply_chat_template([system, user("Hi")]) == WITH_SYSTEM[template]
+
+    def test_a_template_of_ones_own_says_what_its_system_turn_is(self):
+        talk = [{"role": "system", "content": "Be brief."}, user("Hi")]
+        plain = keras_cc.templates.PromptTemplate("mine", "User: ", "\nAI: ")
+        assert chat(plain).apply_chat_template(talk) == "User: Be brief.\n\nHi\nAI: "
+        own = dataclasses.replace(plain, system_turn="[{system}]\n")
+        assert chat(own).apply_chat_template(talk) == "[Be brief.]\nUser: Hi\nAI: "
 
     @pytest.mark.parametrize("template", TURNS)
     def test_one_turn_has_the_ids_of_training(self, template):

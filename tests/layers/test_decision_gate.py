@@ -5,7 +5,8 @@ from backend_tools import gradients
 from keras import ops
 from keras.src import testing
 
-from keras_cc.layers import DecisionGate
+from keras_cc import FusedConnection
+from keras_cc.layers import CCFeedForward, DecisionGate
 
 
 def sigmoid(value):
@@ -62,6 +63,10 @@ class TestValues:
                 expected[row, t] = sigmoid(difference @ kernel + bias)
         result = ops.convert_to_numpy(layer(pivot, target))
         np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
+
+    def test_one_default_wherever_it_can_be_given(self):
+        layers = (DecisionGate(), CCFeedForward(keras.layers.Dense(4)), FusedConnection())
+        assert [layer.initial_gate for layer in layers] == [0.1, 0.1, 0.1]
 
     @pytest.mark.parametrize("granularity", ["dimension", "layer"])
     @pytest.mark.parametrize("initial_gate", [0.1, 0.5, 0.97])

@@ -180,6 +180,7 @@ def test_bad_types(value):
         "{instruction}\n",
         PromptTemplate("mine", "<|im_start|>", "\n", "<|im_end|>", ("<|im_start|>",), True),
         dataclasses.replace(templates.get("gemma"), suffix="!"),  # a known name, changed
+        dataclasses.replace(templates.get("gemma"), system_turn="<start_of_turn>{system}"),
     ],
 )
 def test_serialize_round_trip(template):
@@ -187,6 +188,41 @@ def test_serialize_round_trip(template):
 
     config = json.loads(json.dumps(templates.serialize(templates.get(template))))
     assert templates.get(config) == templates.get(template)
+
+
+def test_a_config_from_before_there_were_system_turns():
+    config = {"name": "mine", "prefix": "a", "suffix": "b"}
+    assert templates.get(config) == PromptTemplate("mine", "a", "b")
+    assert templates.get(config).format_system("Be brief.") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("chatml", "<|im_start|>system\n Be {brief} <|im_end|>\n"),
+        ("qwen", "<|im_start|>system\n Be {brief} <|im_end|>\n"),
+        ("llama3", "<|start_header_id|>system<|end_header_id|>\n\nBe {brief}<|eot_id|>"),
+        ("gemma", None),
+        ("mistral", None),
+        ("Q: {instruction}", None),
+    ],
+)
+def test_system_turns(name, expected):
+    assert templates.get(name).format_system(" Be {brief} ") == expected
+
+
+@pytest.mark.parametrize("name", ["qwen", "smollm"])
+def test_a_templates_own_system_turn_is_of_that_form(name):
+    prefix, chatml = templates.get(name).prefix, templates.get("chatml")
+    own = prefix.removesuffix(chatml.prefix)
+    said = own.removeprefix("<|im_start|>system\n").removesuffix("<|im_end|>\n")
+    assert said.startswith("You are") and chatml.format_system(said) == own
+
+
+@pytest.mark.parametrize("turn", ["", "system", "{system}{system}"])
+def test_bad_system_turns(turn):
+    with pytest.raises(ValueError, match=r"`system_turn` .*exactly once\. Received: system_turn="):
+        PromptTemplate("mine", "a", "b", system_turn=turn)
 
 
 def test_templates_are_frozen_and_hashable():
