@@ -12,7 +12,6 @@ import time
 import connected
 import numpy as np
 import pytest
-from backend_tools import once
 from test_examples import tiny_load
 
 import keras_cc
@@ -263,7 +262,7 @@ class TestResuming:
         cells = Cells(tmp_path / "cells")
         assert [e.recipe for e in experiments if e not in cells] == ["sft", "sft"]
 
-    @once
+    @pytest.mark.once
     def test_a_process_that_is_killed_takes_no_other_with_it(self, tmp_path, monkeypatch):
         monkeypatch.setattr(comparison.cells, "_run_and_keep", killed_or_kept)
         experiments = [Experiment(recipe, **SMALL) for recipe in ("cc", "sft", "dft")]

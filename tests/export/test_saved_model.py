@@ -628,4 +628,4 @@ def _failing(arguments, **options):
 def _environment():
     root = str(pathlib.Path(keras_cc.__file__).parents[1])
     known = os.environ.get("PYTHONPATH", "")
-    return {**connected.environment(), **os.environ, "PYTHONPATH": os.pathsep.join([root, known])}
+    return {**connected.environment(), "PYTHONPATH": os.pathsep.join([root, known])}
