@@ -8,7 +8,7 @@ import tempfile
 
 import numpy as np
 import pytest
-from installed import INSTALLED
+from installed import ONCE_ON, THOROUGH_ON
 
 # Compiling is most of the time that small models take on JAX; with these it is less than half.
 QUICK_TO_COMPILE = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
@@ -48,13 +48,26 @@ def compile_quickly(config):
 
 
 def pytest_report_header(config):
-    large = "as well" if config.getoption("--run-large") else "skipped: --run-large runs them"
+    large = "run as well" if config.getoption("--run-large") else "are skipped without --run-large"
     return [
-        f"keras_cc: tests marked `once` run on {INSTALLED[0]} alone, the first backend installed",
-        f"keras_cc: tests marked `large` are {large}",
+        f"keras_cc: tests marked `once` run on {ONCE_ON} alone",
+        f"keras_cc: tests marked `thorough` are `large` on other backends than {THOROUGH_ON}",
+        f"keras_cc: tests marked `large` {large}",
     ]
 
 
+def is_large(item, backend):
+    """Whether the test waits for `--run-large` on this backend.
+
+    The arguments of `thorough` are the cases, by their ids, that are quick on every backend.
+    """
+    if item.get_closest_marker("large"):
+        return True
+    mark, case = item.get_closest_marker("thorough"), getattr(item, "callspec", None)
+    return mark and backend != THOROUGH_ON and not (case and case.id in mark.args)
+
+
+@pytest.hookimpl(tryfirst=True)  # `-m large` is to find what becomes large here
 def pytest_collection_modifyitems(config, items):
     """What is not to run leaves; of the rest real weights come first, then the longest files.
 
@@ -64,17 +77,19 @@ def pytest_collection_modifyitems(config, items):
     """
     import keras  # here, where the tests have it already: not in xdist's first process
 
-    if keras.backend.backend() != INSTALLED[0]:
+    backend = keras.backend.backend()
+    if backend != ONCE_ON:
         elsewhere = [item for item in items if item.get_closest_marker("once")]
         config.hook.pytest_deselected(items=elsewhere)
         items[:] = [item for item in items if not item.get_closest_marker("once")]
-    large = {item for item in items if item.get_closest_marker("large")}
-    if not config.getoption("--run-large"):
-        for item in large:
-            item.add_marker(pytest.mark.skip(reason="large: run with --run-large"))
-    tests = collections.Counter(item.path for item in items if item not in large)
-    first = {item.path for item in large}
-    items.sort(key=lambda item: (item.path not in first, -tests[item.path]))
+    real = {item.path for item in items if item.get_closest_marker("large")}
+    tests = collections.Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path not in real, -tests[item.path]))
+    for item in items:
+        if is_large(item, backend):
+            item.add_marker("large")
+            if not config.getoption("--run-large"):
+                item.add_marker(pytest.mark.skip(reason="large: run with --run-large"))
 
 
 @pytest.fixture

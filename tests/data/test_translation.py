@@ -13,6 +13,8 @@ from keras_cc import CCPreprocessor
 from keras_cc.data import augment_with_translation, translation
 from keras_cc.data.translation import LANGUAGE_NAMES, language_name
 
+pytestmark = pytest.mark.once
+
 TR = {
     "id": 7,
     "lang": "tr",

@@ -22,6 +22,7 @@ import keras_cc.demo
 from keras_cc import CCCausalLM
 
 pytestmark = [
+    pytest.mark.thorough,
     # KerasHub leaves the vocabulary's file open, and Keras quantises what it can.
     pytest.mark.filterwarnings("ignore:unclosed file.*vocabulary.spm:ResourceWarning"),
     pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method:UserWarning"),

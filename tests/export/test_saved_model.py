@@ -554,7 +554,7 @@ class TestThroughAProcess:
     """From another backend than TensorFlow: in a process of its own."""
 
     @pytest.mark.skipif(BACKEND != "jax", reason="TensorFlow needs no process, torch is refused")
-    @pytest.mark.parametrize("kind", ["connected", "stock"])
+    @pytest.mark.parametrize("kind", ["connected", pytest.param("stock", marks=pytest.mark.large)])
     def test_from_jax(self, kind, tmp_path):
         model = text_model(with_preprocessor=kind == "stock")
         if kind == "stock":

@@ -6,6 +6,8 @@ import pytest
 
 from keras_cc.report import languages
 
+pytestmark = pytest.mark.once
+
 matplotlib = pytest.importorskip("matplotlib")
 
 
