@@ -92,6 +92,19 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.skip(reason="large: run with --run-large"))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def memory_given_back():
+    """What a file compiled is of no use to the next one, and in a long run it is gigabytes."""
+    import keras
+
+    yield
+    keras.utils.clear_session()
+    if keras.backend.backend() == "jax":
+        import jax
+
+        jax.clear_caches()
+
+
 @pytest.fixture
 def seen_ids(monkeypatch):
     """The ids that `generate` turned into text, call by call."""
