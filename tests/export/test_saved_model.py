@@ -551,7 +551,8 @@ class TestRefusals:
         assert list((tmp_path / "m").iterdir()) == []
 
     @on_tensorflow
-    @pytest.mark.parametrize("connection", ["fused", large("selected")])
+    @pytest.mark.large
+    @pytest.mark.parametrize("connection", ["fused", "selected"])
     def test_an_untrained_connection_is_warned_of(self, connection, tmp_path):
         model = connected.text_model("llama3", connection)
         with pytest.warns(UserWarning, match="never trained"):
@@ -595,8 +596,9 @@ class TestThroughAProcess:
             keras_cc.export_saved_model(text_model(), tmp_path / "m")
         assert list((tmp_path / "m").iterdir()) == []
 
+    @pytest.mark.large
     @pytest.mark.skipif(BACKEND != "torch", reason="as on torch, which has no other way")
-    @pytest.mark.parametrize("kind", ["preset", large("keras")])
+    @pytest.mark.parametrize("kind", ["preset", "keras"])
     def test_the_command_line(self, kind, tmp_path):
         """A saved model of any backend; tokenizer and template come along or are given."""
         with_preprocessor = kind == "preset"

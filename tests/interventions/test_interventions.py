@@ -259,6 +259,7 @@ INTERVENTIONS = {
 }
 
 
+@pytest.mark.thorough
 def test_evaluation_is_of_the_intervention_at_hand():
     model = make()
     model.compile("sgd")  # compiled on every backend that compiles: nothing may be stale
@@ -370,6 +371,7 @@ def test_generation_with_incline(site, seen_ids):
     assert one == model.generate(PROMPTS, LENGTH, stop_token_ids=None)[0]
 
 
+@pytest.mark.thorough
 def test_generation_with_incline_beside_a_connection(seen_ids):
     model = text_model(Incline(0.5), FusedConnection(initial_gate=0.6))
     found = generated(model, seen_ids)
