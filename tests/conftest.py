@@ -1,7 +1,9 @@
 """Fixtures that tests of several files use, which tests run and in what order, how JAX compiles."""
 
 import collections
+import functools
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -34,6 +36,7 @@ def compile_quickly(config):
             folder = str(config.cache.mkdir("jax"))
         else:
             folder = tempfile.mkdtemp(prefix="keras_cc_tests_")
+            config.add_cleanup(functools.partial(shutil.rmtree, folder, ignore_errors=True))
         os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
