@@ -1,6 +1,5 @@
 """What tests need and Keras does not offer on every backend alike."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -8,17 +7,7 @@ import sys
 
 import keras
 import numpy as np
-import pytest
 from keras import ops
-
-BACKENDS = ("jax", "tensorflow", "torch")
-INSTALLED = [name for name in BACKENDS if importlib.util.find_spec(name) is not None]
-
-#: For a test that does the same whichever backend it runs on, and takes long.
-once = pytest.mark.skipif(
-    keras.backend.backend() != INSTALLED[0],
-    reason=f"the same on every backend: it is in the run on {INSTALLED[0]}",
-)
 
 
 def gradients(loss, variables):

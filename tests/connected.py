@@ -1,6 +1,6 @@
 """What the tests of the connected model share: quick compile options, NumPy references."""
 
-import tempfile
+import os
 
 import keras
 import keras_hub
@@ -22,23 +22,10 @@ if BACKEND == "torch":
 if BACKEND == "jax":
     import jax
 
-    # The same tiny step is compiled by test after test: this run compiles it once, and without
-    # what makes long runs fast. The folder goes with the process.
-    _compiled = tempfile.TemporaryDirectory(prefix="keras_cc_tests_")
-    JAX_OPTIONS = {
-        "jax_compilation_cache_dir": _compiled.name,
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-        "jax_disable_most_optimizations": True,
-    }
-    for _option, _value in JAX_OPTIONS.items():
-        jax.config.update(_option, _value)
-
 
 def environment():
-    """Environment variables for a process with the same backend."""
-    options = JAX_OPTIONS if BACKEND == "jax" else {}
-    return {"KERAS_BACKEND": BACKEND, **{k.upper(): str(v) for k, v in options.items()}}
+    """The environment of a process with the same backend."""
+    return {**os.environ, "KERAS_BACKEND": BACKEND}
 
 
 ROWS = [

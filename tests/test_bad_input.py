@@ -218,6 +218,7 @@ class Interrupted(keras.callbacks.Callback):
     on_test_batch_end = on_train_batch_end
 
 
+@pytest.mark.thorough("callbacks1-fit")
 @pytest.mark.parametrize("method", ["fit", "evaluate"])
 @pytest.mark.parametrize("callbacks", [[], [Interrupted()]])
 def test_what_fails_leaves_a_model_that_works(method, callbacks):

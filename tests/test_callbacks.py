@@ -61,6 +61,7 @@ class Losses(keras.callbacks.Callback):
 # ---------------------------------------------------------------- training does not notice
 
 
+@pytest.mark.thorough("fused-options0")
 @pytest.mark.parametrize(
     ("connection", "options"),
     [("fused", {}), ("selected", {}), ("fused", {"run_eagerly": False})][: 2 if JAX else 3],
@@ -87,6 +88,7 @@ def test_training_goes_on_exactly_as_without(connection, options):
 # ---------------------------------------------------------------- when they look
 
 
+@pytest.mark.thorough("3-steps2")
 @pytest.mark.parametrize(
     ("every", "steps"),
     [("epoch", [0, 2, 4, 6]), (1, [0, 1, 2, 3, 4, 5, 6]), (3, [0, 3, 6]), (9, [0])],
@@ -115,6 +117,7 @@ def test_several_steps_at_once():
 # ---------------------------------------------------------------- samples
 
 
+@pytest.mark.thorough("connected")
 @pytest.mark.parametrize("pivots", [None, PIVOTS], ids=["monolingual", "connected"])
 def test_samples_are_those_of_the_weights_at_that_step(pivots):
     model, look = make(), samples(pivot_prompts=pivots)
@@ -130,6 +133,7 @@ def test_samples_are_those_of_the_weights_at_that_step(pivots):
     assert look.history[-1][1] == greedy(model, pivots)
 
 
+@pytest.mark.thorough
 def test_within_an_epoch_they_see_the_weights_of_that_step():
     """On JAX the weights are outside the model then: it would be another that is looked at."""
     model, look, watch = make(), samples(every=1), GateStatistics(ROWS, every=1)
@@ -145,6 +149,7 @@ def test_within_an_epoch_they_see_the_weights_of_that_step():
     assert seen != watch.history[0][1] and seen != watch.history[2][1]
 
 
+@pytest.mark.thorough
 def test_the_connected_path_says_something_else():
     model = make()
     alone, paired = samples(), samples(pivot_prompts=PIVOTS)
@@ -167,6 +172,7 @@ def test_the_models_own_sampler_stays():
     assert look.history[-1][1] == greedy(model)
 
 
+@pytest.mark.thorough
 def test_without_a_connection():
     model, look = make(None), samples()
     fit(model, look, epochs=1)
@@ -234,6 +240,7 @@ def test_without_a_transform_and_with_a_fixed_gate():
     assert history["rows_gate"] == [0.25] and "rows_alignment_error" not in history
 
 
+@pytest.mark.thorough
 def test_any_rows_that_fit_takes():
     model = make()
     watch, prepared = GateStatistics(row for row in ROWS), GateStatistics(model.preprocessor(ROWS))
@@ -285,6 +292,7 @@ def test_samples_in_tensorboard(tmp_path):
     assert metadata.plugin_data.plugin_name == "text"
 
 
+@pytest.mark.thorough("dimension")
 @pytest.mark.parametrize("gate", ["dimension", "layer"])
 def test_gates_in_tensorboard(tmp_path, gate):
     pytest.importorskip("tensorboard")
@@ -308,6 +316,7 @@ def test_gates_in_tensorboard(tmp_path, gate):
     np.testing.assert_allclose(buckets[-1, 1], np.max(gates), rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_a_fit_that_fails_leaves_events_and_the_next_one_adds_to_them(tmp_path):
     pytest.importorskip("tensorboard")
     model, watch = make(), GateStatistics(ROWS, every=1, log_dir=tmp_path)
@@ -334,6 +343,7 @@ events.close()
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(BACKEND == "tensorflow", reason="TensorFlow is the backend at hand")
 def test_tensorboard_needs_no_tensorflow(tmp_path):
     pytest.importorskip("tensorboard")

@@ -33,6 +33,7 @@ def first_logs(model, x, y, weights, **kwargs):
 # ---------------------------------------------------------------- losses and metrics
 
 
+@pytest.mark.thorough("gemma3")
 @pytest.mark.parametrize("family", ["llama3", "gemma3"])
 def test_the_first_step_reports_the_connected_pass_of_the_untouched_weights(family):
     model = make(family, alignment_loss_weight=0.7)
@@ -118,6 +119,7 @@ def test_the_progress_bar_shows_the_parts(capsys):
 # ---------------------------------------------------------------- what data looks like
 
 
+@pytest.mark.thorough("llama3")
 @pytest.mark.parametrize("family", ["llama3", "gemma3"])
 def test_raw_rows_train_as_the_arrays_that_the_preprocessor_makes_of_them(family):
     results = []
@@ -135,6 +137,7 @@ def test_raw_rows_train_as_the_arrays_that_the_preprocessor_makes_of_them(family
     connected.assert_weights_equal(raw_weights, weights, atol=0)
 
 
+@pytest.mark.thorough
 def test_validation_data_takes_raw_rows_too():
     model = compiled(connected.text_model("llama3"), learning_rate=0.0)
     history = model.fit(ROWS, batch_size=3, validation_data=ROWS[:2], verbose=0).history
@@ -142,6 +145,7 @@ def test_validation_data_takes_raw_rows_too():
     np.testing.assert_allclose(history["val_sft_loss"], [result["sft_loss"]], rtol=1e-6)
 
 
+@pytest.mark.thorough("15")
 @pytest.mark.parametrize("pivot_length", [4, 15])
 def test_target_and_pivot_differ_in_length_and_padding_changes_nothing(pivot_length):
     model = make()
@@ -177,6 +181,7 @@ def test_rows_without_a_pivot_bypass_the_connection():
     np.testing.assert_allclose(logs["loss"], connected.sft_loss(plain, y, weights), rtol=1e-5)
 
 
+@pytest.mark.thorough("bypass")
 @pytest.mark.parametrize("without_pivot", ["bypass", "align", "transform"])
 def test_connection_dropout_sends_samples_through_the_transform(without_pivot):
     x, y, weights = tiny.batch()
@@ -192,6 +197,7 @@ def test_connection_dropout_sends_samples_through_the_transform(without_pivot):
 # ---------------------------------------------------------------- plain fine-tuning
 
 
+@pytest.mark.thorough("gemma3")
 @pytest.mark.parametrize("family", ["llama3", "gemma3"])
 def test_without_a_connection_a_step_is_the_stock_models(family):
     x, y, weights = tiny.batch()
@@ -267,6 +273,7 @@ def test_fit_asks_for_logits_at_answer_positions(monkeypatch):
 # ---------------------------------------------------------------- learning
 
 
+@pytest.mark.thorough
 def test_one_batch_is_overfitted_on_both_paths():
     model = make(trained=False, dropout=0.5)
     model.compile(keras.optimizers.Adam(1e-2))

@@ -12,7 +12,6 @@ import time
 import connected
 import numpy as np
 import pytest
-from backend_tools import once
 from test_examples import tiny_load
 
 import keras_cc
@@ -83,6 +82,7 @@ def some_experiments():
     ]
 
 
+@pytest.mark.once
 class TestExperiment:
     def test_a_method_is_parsed_and_named(self):
         parsed = Experiment.parse("cc dropout=0.9 layers=[1,-1] gate=layer refit", seed=3, **SMALL)
@@ -205,6 +205,7 @@ def write_xnli(folder, with_pivot=lambda id: True):
     return {"task": "xnli", "data": str(folder), "languages": ("en", "tr")}
 
 
+@pytest.mark.once
 class TestRows:
     def test_the_three_sets_share_no_id(self, tmp_path):
         experiment = Experiment(**write_xnli(tmp_path))
@@ -223,6 +224,7 @@ class TestRows:
         assert comparison.rows.spread([0, 1, 2, 3], count) == expected
 
 
+@pytest.mark.once
 class TestResuming:
     def test_a_killed_run_goes_on_where_it_was(self, tmp_path, monkeypatch):
         report = pytest.importorskip("keras_cc.report")
@@ -263,7 +265,7 @@ class TestResuming:
         cells = Cells(tmp_path / "cells")
         assert [e.recipe for e in experiments if e not in cells] == ["sft", "sft"]
 
-    @once
+    @pytest.mark.large
     def test_a_process_that_is_killed_takes_no_other_with_it(self, tmp_path, monkeypatch):
         monkeypatch.setattr(comparison.cells, "_run_and_keep", killed_or_kept)
         experiments = [Experiment(recipe, **SMALL) for recipe in ("cc", "sft", "dft")]
@@ -316,6 +318,7 @@ class TestResuming:
 @pytest.mark.filterwarnings("ignore:.*(rows are left out|is probably cut|were truncated)")
 @pytest.mark.filterwarnings("ignore:.*are not determined in every direction")
 class TestRun:
+    @pytest.mark.thorough("cc")
     @pytest.mark.parametrize("recipe", ["sft", "cc", "cc_published", "xtransplant"])
     def test_a_cell_holds_what_a_report_needs(self, recipe, tiny_demo):
         cell = comparison.run(Experiment(recipe, **SMALL), verbose=0)
@@ -333,6 +336,7 @@ class TestRun:
         assert (cell["parameters"]["extra"] == 0) == (mergeable or recipe == "xtransplant")
         assert (cell["inference"]["ratio"] == 1.0) == mergeable
 
+    @pytest.mark.thorough
     @pytest.mark.parametrize(
         ("recipe", "steps"), [("translation_sft", 6), ("distilled_sft", 3), ("contrastive", 6)]
     )
@@ -345,6 +349,7 @@ class TestRun:
         assert cell["steps"] == steps
         assert len(list(tmp_path.glob("english_answers_*.jsonl"))) == (recipe == "distilled_sft")
 
+    @pytest.mark.thorough
     @pytest.mark.parametrize("recipe", ["cc", "xtransplant"])
     def test_rows_without_english_prompts(self, recipe, tiny_demo, tmp_path):
         settings = {**SMALL, **write_xnli(tmp_path, with_pivot=lambda id: id % 2), "train_rows": 0}
@@ -352,6 +357,7 @@ class TestRun:
         assert cell["rows"]["train"] == 32 and set(cell["scores"]) == {"accuracy", "nll"}
         assert np.isfinite(cell["scores"]["nll"]["tr"]).all()
 
+    @pytest.mark.thorough
     def test_endings_are_trained_as_they_are_scored(self, tiny_demo, tmp_path, monkeypatch):
         settings = {**SMALL, **write_xnli(tmp_path), "task": "xstorycloze_endings"}
         for path in tmp_path.glob("*/xnli"):
@@ -380,6 +386,7 @@ class TestRun:
         assert set(cell["scores"]) == {"accuracy", "accuracy_per_character", "nll"}
         assert cell["atlas"] is not None
 
+    @pytest.mark.thorough("selected-2")
     @pytest.mark.parametrize(
         ("connection", "passes_of_user"),
         [(None, 1), ("selected", 2), (FusedConnection(transform="mlp"), 1)],
@@ -405,6 +412,7 @@ class TestRun:
         differs = np.abs(connected.to_numpy(users["nats"]) - connected.to_numpy(stock["nats"]))
         assert (differs.max() > 1e-4) == (connection is not None)
 
+    @pytest.mark.thorough
     def test_the_same_seed_gives_the_same_scores(self, tiny_demo):
         first, again, other = (
             comparison.run(Experiment("cc", seed=seed, **SMALL), verbose=0) for seed in (4, 4, 5)
@@ -412,6 +420,7 @@ class TestRun:
         assert first["scores"] == again["scores"]
         assert first["scores"]["nll"] != other["scores"]["nll"]
 
+    @pytest.mark.thorough
     @pytest.mark.parametrize("recipe", ["sft", "translation_sft", "contrastive"])
     def test_all_recipes_may_have_the_same_steps(self, recipe, tiny_demo, monkeypatch):
         seen, step = [], keras_cc.CCCausalLM.fit
@@ -429,6 +438,7 @@ class TestRun:
         assert cell["history"]["step"] == ends
         assert len(cell["history"]["loss"]) == len(ends)
 
+    @pytest.mark.thorough("cc")
     @pytest.mark.parametrize("recipe", ["cc", "cc_published"])
     def test_a_connection_may_have_a_learning_rate_of_its_own(self, recipe):
         model = connected.text_model("llama3", recipes.get(recipe).connection())
@@ -441,6 +451,7 @@ class TestRun:
         own = {v.path for layer in model.connection_layers().values() for v in layer.weights}
         assert moved and moved <= own
 
+    @pytest.mark.thorough
     def test_refit_fits_the_transforms(self, tiny_demo):
         cell = comparison.run(Experiment("cc", finish="refit", **SMALL), verbose=0)
         assert cell["fit"]["after"] <= cell["fit"]["before"] * (1 + 1e-6)

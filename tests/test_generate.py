@@ -64,6 +64,7 @@ def compiled_forward(model):
 # ---------------------------------------------------------------- against the forward pass
 
 
+@pytest.mark.thorough("gemma3-True")
 @pytest.mark.parametrize(
     "family, with_preprocessor", [("llama3", False), ("gemma3", False), ("gemma3", True)]
 )
@@ -77,6 +78,7 @@ def test_monolingual_generation(family, with_preprocessor, seen_ids):
         assert texts == model.causal_lm.generate(PROMPTS, LENGTH, stop_token_ids=None)
 
 
+@pytest.mark.thorough("llama3-mean", "gemma3-attention")
 @pytest.mark.parametrize(
     "family, alignment",
     [("llama3", "attention"), ("llama3", "mean"), ("llama3", "last"), ("gemma3", "attention"),
@@ -151,6 +153,7 @@ def test_without_a_length_it_is_the_preprocessors(shared, seen_ids):
 # ---------------------------------------------------------------- nothing goes stale
 
 
+@pytest.mark.thorough
 def test_generation_follows_training_the_sampler_and_the_merge(seen_ids):
     model = make()
 
@@ -181,6 +184,7 @@ def test_generation_follows_training_the_sampler_and_the_merge(seen_ids):
     np.testing.assert_array_equal(check(), after)
 
 
+@pytest.mark.thorough
 def test_generation_follows_lora():
     model = make()
     before = model.generate(PROMPTS, LENGTH, stop_token_ids=None)

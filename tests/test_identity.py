@@ -44,6 +44,7 @@ def assert_close(actual, expected, scale=1e-5, message=""):
 class TestUntouched:
     """A gate of 0 and the transform as it starts are the stock model."""
 
+    @pytest.mark.thorough("gemma3")
     @pytest.mark.parametrize("family", ["llama3", "gemma3"])
     def test_logits_and_gradients_are_the_stock_models(self, family):
         x, y, sample_weight = tiny.batch()
@@ -126,6 +127,7 @@ class TestPadding:
             x[ids] = np.where(x[mask] == 1, x[ids], noise)
         return x
 
+    @pytest.mark.thorough("bloom-mean")
     @settings(max_examples=4, deadline=None)
     @given(seed=st.integers(0, 1000))
     def test_padded_ids_change_no_output(self, model, seed):
@@ -144,6 +146,7 @@ class TestPadding:
         ]
         assert_close(losses[1], losses[0], 1e-6)
 
+    @pytest.mark.thorough("bloom-mean")
     def test_padded_ids_change_no_metric(self, model):
         x, y, sample_weight = tiny.batch()
         results = [
@@ -154,6 +157,7 @@ class TestPadding:
         for name, value in results[0].items():
             assert_close(results[1][name], value, 1e-6, name)
 
+    @pytest.mark.thorough("bloom-mean")
     def test_real_ids_do(self, model):
         # The counterpart: the checks above can fail.
         x, _, _ = tiny.batch()
@@ -166,6 +170,7 @@ class TestPadding:
 
 
 class TestBypass:
+    @pytest.mark.thorough("True-attention")
     @pytest.mark.parametrize("alignment", ["attention", "last"])
     @pytest.mark.parametrize("training", [False, True])
     def test_a_row_without_pivot_is_the_stock_models(self, alignment, training):
@@ -264,6 +269,7 @@ class TestGradientSwitches:
         pivot = x["pivot_token_ids"][x["pivot_padding_mask"] == 1].tolist()
         return sorted(set(pivot) - target)
 
+    @pytest.mark.thorough("attention-False", "attention-True")
     @pytest.mark.parametrize("pivot_gradient", [False, True])
     @pytest.mark.parametrize("alignment", ["attention", "mean", "last"])
     def test_the_pivots_pass_learns_only_if_told(self, pivot_gradient, alignment):

@@ -128,6 +128,7 @@ def own_imports(name):
     }
 
 
+@pytest.mark.once
 class TestLayering:
     def test_the_modules_are_found(self):
         assert {"keras_cc", "keras_cc.layers.alignment", "keras_cc.data.batches"} <= set(MODULES)
@@ -185,6 +186,7 @@ class TestLayering:
                 assert parts <= allowed, name
 
 
+@pytest.mark.once
 class TestFrameworks:
     def test_optional_packages_are_imported_late(self):
         assert set(SUBCLASSES_OF_OTHERS) <= set(MODULES)
@@ -244,9 +246,11 @@ class TestFrameworks:
 _MODULES_LOADED = """
 import json, sys
 watched = {"tensorflow", "torch", "jax", "keras_hub", "grain", "babel", "tensorflow_datasets"}
+watched |= {"gguf", "tokenizers"}
 import keras
 before = sorted(watched & set(sys.modules))
-import keras_cc
+import keras_cc, keras_cc.data.batches
+import keras_cc.demo
 print(json.dumps([before, sorted(watched & set(sys.modules))]))
 """
 
@@ -320,6 +324,7 @@ class TestProcesses:
         keras.backend.backend() == "tensorflow", reason="TensorFlow is the backend at hand"
     )
     @pytest.mark.skipif(importlib.util.find_spec("grain") is None, reason="grain is not installed")
+    @pytest.mark.thorough
     def test_trains_and_generates_where_tensorflow_is_not_installed(self):
         output = run_python(_HIDE_TENSORFLOW + _WITHOUT_TENSORFLOW)
         assert output.strip().splitlines()[-1] == "done"

@@ -56,6 +56,7 @@ def test_thawing_the_backbone_leaves_the_pooled_transform_frozen():
     assert not any("pooled_transform" in path for path in trainable)
 
 
+@pytest.mark.thorough("fused")
 @pytest.mark.parametrize("connection", ["fused", "selected"])
 def test_lora_weights_are_saved_by_their_own_layers(connection, tmp_path):
     path = str(tmp_path / "adapter.lora.h5")

@@ -150,6 +150,7 @@ CASES = {
 ALONE_AND_BESIDE = [*((name, None) for name in CASES), ("dft", "fused"), ("contrastive", "fused")]
 
 
+@pytest.mark.thorough("dft-None", "contrastive-fused")
 @pytest.mark.parametrize("name, connection", ALONE_AND_BESIDE)
 def test_the_loss_is_the_task_and_the_objective(name, connection):
     objective, by_hand = CASES[name]
@@ -167,6 +168,7 @@ def test_the_loss_is_the_task_and_the_objective(name, connection):
     assert set(found) == {"loss", "sft_loss", "token_accuracy", f"{objective.name}_loss"} | others
 
 
+@pytest.mark.thorough
 def test_two_objectives_beside_the_selected_connection():
     objectives = [DFT(weight=0.5), Contrastive(weight=2.0, alternating=False)]
     model = make(objectives, SelectedConnection())
@@ -176,6 +178,7 @@ def test_two_objectives_beside_the_selected_connection():
     assert set(found) == {"loss", "sft_loss", "token_accuracy", "dft_loss", "contrastive_loss"}
 
 
+@pytest.mark.thorough("0-1")
 @pytest.mark.parametrize("bottom, middle", [(0, 1), (1, 0)])
 def test_beside_the_selected_connection_the_states_are_those_of_its_pass(bottom, middle):
     references = pytest.importorskip("reference_selected", reason="PyTorch is not installed")
@@ -208,6 +211,7 @@ def silent(rows):
     return rows[0], rows[1], np.zeros_like(rows[2])
 
 
+@pytest.mark.thorough("objective0")
 @pytest.mark.parametrize("objective", [DFT(), DFT("logit"), Contrastive(alternating=False)])
 def test_english_rows_contribute_nothing(objective):
     found = []
@@ -221,6 +225,7 @@ def test_english_rows_contribute_nothing(objective):
     assert history["sft_loss"] == [0.0] and history["loss"][0] > 0.1
 
 
+@pytest.mark.thorough
 def test_english_rows_alone_are_fine_tuned_plainly():
     english = take(ROWS, ENGLISH)
     plain, model = make(()), make([DFT(), Contrastive(alternating=False)])
@@ -256,6 +261,7 @@ class ByHand:
         return connected.weights(model)
 
 
+@pytest.mark.thorough("fused-1")
 @pytest.mark.parametrize("fits", [1, 2])
 @pytest.mark.parametrize("connection", [None, "fused"])
 def test_steps_take_turns_across_epochs_and_fits(connection, fits):
@@ -272,6 +278,7 @@ def test_steps_take_turns_across_epochs_and_fits(connection, fits):
     connected.assert_weights_equal(connected.weights(model), weights, atol=2e-6)
 
 
+@pytest.mark.thorough
 def test_a_turn_is_the_gradient_of_the_objective():
     model = make(Contrastive(weight=0.5))  # alternates by default
     fit(model)  # the task's step
@@ -311,6 +318,7 @@ def test_what_does_not_alternate_stays_with_the_task():
 UNEVEN = take(ROWS, [0, 1, 3, 4, 2, 5])  # micro-batches of three pairs and of one
 
 
+@pytest.mark.thorough("objective1-fused-1")
 @pytest.mark.parametrize(
     "objective, connection, epochs",
     [
@@ -338,6 +346,7 @@ def test_uneven_micro_batches_are_one_batch(objective, connection, epochs):
     assert max(np.abs(found[0][path] - plain[path]).max() for path in plain) > 1e-3
 
 
+@pytest.mark.thorough
 def test_turns_change_with_the_optimizers_steps():
     """Groups of two micro-batches, three a pass: turns 0 0 1 | 1 0 0 | 1 1."""
     model = make(DFT(weight=3.0, alternating=True), accumulate=2)
@@ -352,6 +361,7 @@ def test_turns_change_with_the_optimizers_steps():
 # ---------------------------------------------------------------- scores
 
 
+@pytest.mark.thorough("fused")
 @pytest.mark.parametrize("connection", [None, "fused"])
 def test_evaluation_is_of_the_task_and_reports_the_objectives(connection):
     model = make([DFT(weight=0.7), Contrastive()], connection)
@@ -391,6 +401,7 @@ def test_inference_runs_the_target_alone():
 # ---------------------------------------------------------------- the logit lens
 
 
+@pytest.mark.thorough("llama3")
 @pytest.mark.parametrize("family", ["llama", "llama3"])  # a head of its own, and a tied one
 def test_the_logit_form_trains_neither_head_nor_final_norm(family):
     model = make(DFT("logit"), family=family)
@@ -465,6 +476,7 @@ def configs(model):
     return [(type(o), o.get_config()) for o in model.objectives]
 
 
+@pytest.mark.thorough("fused")
 @pytest.mark.parametrize("connection", [None, "fused"])
 def test_a_keras_file_keeps_the_objectives(connection, tmp_path):
     model = make([DFT(bottom=1, weight=0.25), Contrastive(temperature=0.3)], connection)
@@ -482,6 +494,7 @@ def test_a_keras_file_keeps_the_objectives(connection, tmp_path):
     connected.assert_weights_equal(connected.weights(loaded), connected.weights(model), atol=1e-6)
 
 
+@pytest.mark.thorough("fused-merge")
 @pytest.mark.parametrize("leave", ["merge", "disconnect"])
 @pytest.mark.parametrize("connection", [None, "fused"])
 def test_leaving_leaves_a_plain_fine_tuner(connection, leave):

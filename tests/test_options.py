@@ -5,6 +5,8 @@ import pytest
 
 from keras_cc import options
 
+pytestmark = pytest.mark.once
+
 NAN, INF = float("nan"), float("inf")
 
 

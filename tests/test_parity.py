@@ -4,7 +4,8 @@ import pathlib
 
 import numpy as np
 import pytest
-from backend_tools import BACKENDS, INSTALLED, once, run_python_for_json
+from backend_tools import run_python_for_json
+from installed import BACKENDS, INSTALLED
 
 NAMES = (
     "gemma",
@@ -28,7 +29,7 @@ pytestmark = [
     pytest.mark.skipif(
         len(INSTALLED) < 2, reason=f"needs two backends to compare; installed: {INSTALLED}"
     ),
-    once,
+    pytest.mark.once,
 ]
 
 

@@ -22,6 +22,8 @@ NAMES = (
     "cc_transform_only", "cc_translation", "cc_published", "dft", "dft_logit", "contrastive",
     "afp", "incline", "xtransplant",
 )  # fmt: skip
+# One of each kind: no connection, the two connections, both objectives, both interventions.
+UNLIKE = ("sft", "cc", "cc_published", "dft", "contrastive", "incline", "xtransplant")
 ROWS = [
     {"id": "fox", "lang": "tr", "instruction": "hızlı tilki", "output": "evet",
      "instruction_en": "the fox", "output_en": "yes"},
@@ -117,6 +119,7 @@ def backbone_paths():
 # ---------------------------------------------------------------- the five lines
 
 
+@pytest.mark.thorough(*UNLIKE)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_lines_serve_every_recipe(name):
     found = run(name)
@@ -164,6 +167,7 @@ def plain_step():
     return expected, weights
 
 
+@pytest.mark.thorough(*UNLIKE)
 @pytest.mark.parametrize("name", NAMES)
 def test_english_rows_alone_train_as_plain_fine_tuning(name):
     loss, weights = plain_step()
@@ -187,6 +191,7 @@ def test_english_rows_alone_train_as_plain_fine_tuning(name):
         assert not connected.moved(after, connected.weights(model))
 
 
+@pytest.mark.thorough(*UNLIKE)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_pivot_text_of_english_rows_changes_nothing(name):
     recipe, model = recipes.get(name), build(name)
@@ -206,6 +211,7 @@ def test_the_pivot_text_of_english_rows_changes_nothing(name):
     connected.assert_weights_equal(connected.weights(model), run(name).trained, atol=1e-6)
 
 
+@pytest.mark.thorough("xtransplant")
 @pytest.mark.parametrize("name", ["cc_published", "incline", "xtransplant"])
 def test_finishing_passes_english_rows_over(name):
     model = build(name)
@@ -264,6 +270,7 @@ def test_a_recipe_that_is_none(identifier):
 # ---------------------------------------------------------------- the data
 
 
+@pytest.mark.thorough("translation_sft")
 @pytest.mark.parametrize("name", ["translation_sft", "distilled_sft", "sft"])
 def test_the_preprocessors_columns_are_the_recipes(name):
     recipe, model = recipes.get(name), build(name)

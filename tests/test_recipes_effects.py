@@ -52,6 +52,7 @@ def test_sft_is_a_model_without_a_connection():
     assert history["loss"][0] == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["translation_sft", "cc_translation"])
 def test_translation_adds_rows(name):
     data = run(name).data
@@ -69,6 +70,7 @@ def test_translation_adds_rows(name):
     assert len(recipes.get(name).data(run(name).model, ROWS, directions=())) == 6 + 4
 
 
+@pytest.mark.thorough
 def test_distilled_answers_are_the_models_own_and_kept(tmp_path, monkeypatch):
     recipe, model = recipes.get("distilled_sft"), build("distilled_sft")
     cache = tmp_path / "answers.jsonl"
@@ -92,6 +94,7 @@ def test_distilled_answers_are_the_models_own_and_kept(tmp_path, monkeypatch):
 # ---------------------------------------------------------------- connections
 
 
+@pytest.mark.thorough("cc-layers0", "cc_published-layers5")
 @pytest.mark.parametrize(
     ("name", "layers"),
     [
@@ -123,6 +126,7 @@ def kernels(model):
     return [connected.to_numpy(getattr(d, "inner", d).kernel) for d in dense]
 
 
+@pytest.mark.thorough
 def test_without_a_transform_there_is_nothing_to_fold():
     changed = {}
     for name in ("cc_no_transform", "cc"):
@@ -136,6 +140,7 @@ def test_without_a_transform_there_is_nothing_to_fold():
     assert changed == {"cc_no_transform": False, "cc": True}
 
 
+@pytest.mark.thorough
 def test_transform_only_fuses_nothing():
     model = build("cc_transform_only")
     assert model.connection.dropout == 1.0  # of all rows, not only of these
@@ -171,6 +176,7 @@ def test_published_selects_in_training_and_transforms_after_it():
 # ---------------------------------------------------------------- objectives
 
 
+@pytest.mark.thorough("dft-dft_loss-1.0")
 @pytest.mark.parametrize(
     ("name", "loss", "weight"),
     [

@@ -64,6 +64,7 @@ def close(actual, expected):
 
 
 class TestForward:
+    @pytest.mark.thorough("default", "last", "low_rank", "mean_constant_low_rank")
     @pytest.mark.parametrize("name", CASES)
     def test_one_connected_pass(self, name):
         model, reference = connected_model(CASES[name])
@@ -90,6 +91,7 @@ class TestForward:
         for actual, wanted in zip(rows, expected["monolingual_logits"], strict=True):
             close(actual, wanted)
 
+    @pytest.mark.thorough("mean_constant_low_rank")
     @pytest.mark.parametrize("name", ["default", "last", "mean_constant_low_rank"])
     def test_evaluate(self, name):
         model, reference = connected_model(CASES[name])
@@ -143,6 +145,7 @@ class TestForward:
 
 
 class TestGradients:
+    @pytest.mark.thorough("mean")
     @pytest.mark.parametrize("name", ["mean", "last", "layer", "low_rank"])
     def test_of_the_whole_loss_against_finite_differences(self, name):
         """The formula's own gradient, through both streams: "full", and a plain error."""

@@ -1,7 +1,6 @@
 """The published connection: equal to its PyTorch reference, in training, alone, in generation."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -108,6 +107,7 @@ def fit(model, x, y, weights, **kwargs):
 
 
 class TestConnectedPass:
+    @pytest.mark.thorough("0.4")
     @pytest.mark.parametrize("temperature", [1.0, 0.4])
     def test_a_training_step(self, temperature, fixed_noise):
         model = make(temperature=temperature)
@@ -228,6 +228,7 @@ class TestRowsWithoutPivot:
         other["token_ids"][2] = 5
         np.testing.assert_allclose(logits(model, other)[:2], found["logits"][:2], atol=1e-6)
 
+    @pytest.mark.thorough
     def test_a_batch_of_them_is_plain_fine_tuning(self):
         x, y, weights, _ = example()
         x = {**x, "pivot_padding_mask": np.zeros_like(x["pivot_padding_mask"])}
@@ -283,6 +284,7 @@ class TestMonolingual:
         stock = logits(tiny.causal_lm(num_layers=L), monolingual(x))
         assert np.abs(found["logits"] - stock).max() > 0.1
 
+    @pytest.mark.thorough
     def test_before_a_fit_the_matrix_is_the_identity(self):
         model, (x, _, _) = make(drawn=False), tiny.batch()
         assert (model.connection_layers()["pooled_transform"].matrix() == np.eye(D)).all()
@@ -397,6 +399,7 @@ def model():
 
 
 class TestGenerate:
+    @pytest.mark.thorough("pivots1")
     @pytest.mark.parametrize("pivots", [None, PIVOTS])
     def test_is_greedy_decoding_without_a_cache(self, model, pivots, seen_ids):
         texts = generate(model, pivots=pivots)
@@ -416,12 +419,14 @@ class TestGenerate:
             ids.append(int(reference.monolingual(ids, len(ids) - 1)[0][-1].argmax()))
         assert ids != greedy(model)[0]
 
+    @pytest.mark.thorough
     @pytest.mark.parametrize("pivots", [None, PIVOTS])
     def test_an_untrained_transform(self, pivots, seen_ids):
         model = text_model(seed=None)
         generate(model, pivots=pivots)
         np.testing.assert_array_equal(seen_ids[0], greedy(model, pivots))
 
+    @pytest.mark.thorough("pivots1")
     @pytest.mark.parametrize("pivots", [None, PIVOTS])
     def test_prompts_of_different_lengths_as_each_alone(self, model, pivots):
         together = generate(model, pivots=pivots)
@@ -441,6 +446,7 @@ class TestGenerate:
         model = text_model(transform=None)
         assert generate(model) == stock_generate(model) != generate(model, pivots=PIVOTS)
 
+    @pytest.mark.thorough
     def test_gemma_3_by_hand(self, seen_ids):
         # Whose embeddings are scaled, whose norms come after, and whose window slides.
         model = text_model("gemma3")
@@ -457,6 +463,7 @@ class TestGenerate:
             with pytest.raises(ValueError, match=r"BeamSampler cannot continue.*Received: sampler"):
                 generate(model, pivots=pivots)
 
+    @pytest.mark.thorough
     def test_follows_every_change_of_weights(self, seen_ids, tmp_path):
         model = text_model()
         said = []
@@ -519,6 +526,7 @@ np.savez(f"{folder}/result.npz", **result)
 
 
 class TestFiles:
+    @pytest.mark.thorough
     def test_a_keras_file_loads_in_a_fresh_process(self, tmp_path, fixed_noise):
         fixed_noise(np.zeros((1, L)))
         (tmp_path / "rows.json").write_text(json.dumps(ROWS), encoding="utf-8")
@@ -547,7 +555,7 @@ class TestFiles:
         subprocess.run(
             [sys.executable, "-c", IN_A_FRESH_PROCESS, str(tmp_path)],
             check=True,
-            env={**os.environ, **connected.environment()},
+            env=connected.environment(),
         )
         with np.load(tmp_path / "result.npz") as loaded:
             for name, value in expected.items():
@@ -557,6 +565,7 @@ class TestFiles:
             assert np.abs(loaded["alone"] - loaded["paired"]).max() > 1e-2
         assert exactly["text"] != exactly["paired_text"]
 
+    @pytest.mark.thorough(".safetensors")
     @pytest.mark.parametrize("ending", [".safetensors", ".weights.h5"])
     def test_the_connections_weights_alone(self, ending, tmp_path):
         path = str(tmp_path / f"connection{ending}")
@@ -613,6 +622,7 @@ class TestFiles:
 
 
 class TestTrainingOptions:
+    @pytest.mark.thorough("compiled")
     @pytest.mark.parametrize("when", ["before", "after", "compiled"])
     def test_lora(self, when):
         keras.utils.set_random_seed(0)
@@ -635,6 +645,7 @@ class TestTrainingOptions:
         fit(model, x, y, weights, epochs=2)
         assert connected.moved(before, connected.weights(model)) == trainable
 
+    @pytest.mark.thorough
     def test_micro_batches_are_one_batch(self, fixed_noise):
         x, y, weights, _ = example()
         fixed_noise(np.array([[0.0, 3.0, -1.0]]))  # of any row, whatever the batch
@@ -648,6 +659,7 @@ class TestTrainingOptions:
             assert S_PATH in connected.moved(before, after[-1])
         connected.assert_weights_equal(*after, atol=2e-6)
 
+    @pytest.mark.thorough
     def test_mixed_bfloat16(self, fixed_noise):
         family = "gemma3"  # which scales its embeddings in bfloat16
         x, y, weights = tiny.batch()
@@ -664,6 +676,7 @@ class TestTrainingOptions:
         assert S_PATH in connected.moved(before, after) and np.isfinite(after[S_PATH]).all()
         assert "pooled_transform/delta" not in connected.moved(before, after)
 
+    @pytest.mark.thorough
     def test_one_batch_is_learned(self):
         keras.utils.set_random_seed(3)
         x, y, weights = tiny.batch()

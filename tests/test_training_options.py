@@ -34,6 +34,7 @@ def is_connection(path):
 # ---------------------------------------------------------------- LoRA
 
 
+@pytest.mark.thorough("llama3-compiled")
 @pytest.mark.parametrize(
     "family, when",
     [("llama3", "before"), ("llama3", "after"), ("llama3", "compiled"), ("gemma3", "before")],
@@ -73,6 +74,7 @@ def test_lora_trains_together_with_the_connection_and_nothing_else(family, when)
 # ---------------------------------------------------------------- gradient accumulation
 
 
+@pytest.mark.thorough("gemma3-bypass")
 @pytest.mark.parametrize(
     ("family", "without_pivot"), [("llama3", "bypass"), ("gemma3", "bypass"), ("llama3", "align")]
 )
@@ -101,6 +103,7 @@ def test_micro_batches_with_uneven_answers_are_one_batch(family, without_pivot):
 # ---------------------------------------------------------------- number types
 
 
+@pytest.mark.thorough("gemma3-mixed_bfloat16")
 @pytest.mark.parametrize("family, dtype", [("gemma3", "mixed_bfloat16"), ("llama3", "bfloat16")])
 def test_bfloat16(family, dtype):
     expected = fit(compiled(make(family)))
@@ -138,6 +141,7 @@ def test_a_pure_bfloat16_backbone_that_is_trained_warns():
         assert {v.dtype for v in layer.weights} == {"float32"}
 
 
+@pytest.mark.thorough("mixed_float16")
 @pytest.mark.parametrize("dtype", ["mixed_float16", "float16"])
 def test_float16_scales_the_loss(dtype):
     # Gemma: Llama's float16 fails on JAX and CPUs, in stock Keras too.
@@ -202,6 +206,7 @@ def poison(model, stream, value):
     embeddings.assign(table)
 
 
+@pytest.mark.thorough("-nan-None")
 @pytest.mark.parametrize(
     "stream, value, steps", [("", np.nan, None), ("pivot_", np.inf, None), ("", np.nan, 2)]
 )
@@ -228,6 +233,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_its_rows(stream, valu
     assert np.isfinite(history["loss"]).all()
 
 
+@pytest.mark.thorough
 def test_every_row_of_the_batch_is_named_in_a_later_epoch():
     model = text_model()
     compiled(model)
@@ -267,6 +273,7 @@ def test_schedules_early_stopping_and_checkpoints(tmp_path):
     np.testing.assert_allclose(logits(loaded, X), logits(model, X), atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_an_interrupted_fit_is_taken_up_again(tmp_path):
     def run(callbacks):
         model = compiled(make(trained=False), keras.optimizers.Adam(0.01))

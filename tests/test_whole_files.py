@@ -7,6 +7,8 @@ import pytest
 
 from keras_cc.whole_files import whole_file, whole_folder
 
+pytestmark = pytest.mark.once
+
 
 def names(folder):
     return sorted(path.name for path in folder.rglob("*"))

@@ -102,6 +102,10 @@ FAMILIES = {
     ),
 }
 
+#: One of each kind: norms on both sides and a sliding window; the plain one; learned positions and
+#: biases; parallel residuals; no positions but ALiBi's.
+UNLIKE = ("gemma3", "llama3", "gpt2", "gpt_neo_x", "bloom")
+
 
 def causal_lm(family="llama3", preprocessor=None, seed=0, dtype=None, **options):
     """A tiny causal LM of a family, its weights drawn from a seed: equal on all backends."""

@@ -47,6 +47,7 @@ def assert_close(actual, expected, scale=1e-4):
 
 
 class TestEveryFamily:
+    @pytest.mark.thorough(*tiny.UNLIKE)
     @pytest.mark.parametrize("name", tiny.FAMILIES)
     def test_connect_fit_merge(self, name):
         x, y, sample_weight = tiny.batch()
@@ -82,6 +83,7 @@ class TestEveryFamily:
         assert fused_layers(merged) == []
         assert shapes(merged) == stock_shapes == shapes(tiny.causal_lm(name))
 
+    @pytest.mark.thorough(*tiny.UNLIKE)
     @pytest.mark.parametrize("name", tiny.FAMILIES)
     def test_the_head_alone_gives_the_models_logits(self, name):
         x, _, _ = tiny.batch()
@@ -100,6 +102,7 @@ TOKENIZERS = {"gemma2": "gemma"}
 
 
 class TestSelectedConnection:
+    @pytest.mark.thorough(*tiny.UNLIKE)
     @pytest.mark.parametrize("name", tiny.FAMILIES)
     def test_connect_fit_generate_disconnect(self, name, monkeypatch):
         tokenizer = connected.tokenizer_of(TOKENIZERS.get(name, name))

@@ -80,6 +80,7 @@ def entering(causal_lm, name):
     return embeddings * np.sqrt(D) if name.startswith("gemma") else embeddings
 
 
+@pytest.mark.thorough(*tiny.UNLIKE)
 @pytest.mark.parametrize("name", tiny.FAMILIES)
 def test_the_sites_of_every_family(name):
     causal_lm = tiny.causal_lm(name)
@@ -267,6 +268,7 @@ def test_under_a_fused_connection_the_ffn_site_is_what_goes_on():
 # ---------------------------------------------------------------- quantised models
 
 
+@pytest.mark.thorough("after")
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method:UserWarning")
 @pytest.mark.filterwarnings("ignore:.*The use of `x.T` on tensors of dim:UserWarning")
 @pytest.mark.parametrize("when", ["before", "after"])

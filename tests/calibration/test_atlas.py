@@ -104,6 +104,7 @@ def close(actual, expected):
     np.testing.assert_allclose(actual, expected, rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.thorough("default", "last")
 @pytest.mark.parametrize("name", CASES)
 def test_fused_equals_the_reference(name):
     options = CASES[name]
@@ -173,6 +174,7 @@ def test_selected_equals_the_formula():
     assert atlas.without_pivot == {"tr": 1, "ar": 0, "en": 1}
 
 
+@pytest.mark.thorough("cc")
 @pytest.mark.parametrize("options", [{}, {"gate": 0.1, "dropout": 1.0}], ids=["cc", "transform"])
 def test_together_it_is_what_evaluate_says(options):
     model = make(FusedConnection(**options))
@@ -208,6 +210,7 @@ def test_batches_change_nothing_and_are_compiled_once(monkeypatch):
     connected.assert_weights_equal(connected.weights(model), before, rtol=0)
 
 
+@pytest.mark.thorough("connection0-keys0")
 @pytest.mark.parametrize(
     ("connection", "keys"),
     [

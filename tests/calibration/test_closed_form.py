@@ -135,6 +135,7 @@ def fit(model, rows=ROWS, **options):
 # ---------------------------------------------------------------- the fused connection
 
 
+@pytest.mark.thorough("options0-None")
 @pytest.mark.parametrize(
     "options, positions",
     [
@@ -177,6 +178,7 @@ def test_the_last_prompt_tokens_alone_give_another_transform():
         assert np.abs(matrix - matrices(at_last)[path]).max() > 0.01
 
 
+@pytest.mark.thorough("auto")
 @pytest.mark.parametrize("ridge", [0, "auto"])
 def test_batches_of_any_size_give_the_same(ridge):
     one = fused_model()
@@ -202,6 +204,7 @@ def alignment_loss(model, rows=ROWS):
     return model.evaluate(x, y, sample_weight=weights, **options)["alignment_loss"]
 
 
+@pytest.mark.thorough
 @settings(max_examples=6, deadline=None, derandomize=True)
 @given(
     ridge=st.one_of(st.sampled_from(["auto", 0, 1e3]), st.floats(-9, 2).map(lambda k: 10**k)),
@@ -257,6 +260,7 @@ def test_too_few_rows_to_choose_a_ridge_by():
     assert {(found.ridge, found.ridge_from) for found in fits.values()} == {(1e-4, "default")}
 
 
+@pytest.mark.thorough
 def test_auto_takes_the_ridge_that_every_fifth_pair_likes_best():
     model = fused_model(alignment_error="plain")
     start = matrices(model)
@@ -305,6 +309,7 @@ def test_rows_without_a_pivot_are_passed_over():
         assert_close(found.matrix, without[path].matrix)
 
 
+@pytest.mark.thorough
 def test_a_bfloat16_model_is_fitted_in_float32():
     connection = FusedConnection(dropout=0.0, initial_gate=0.5)
     model = CCCausalLM(tiny.causal_lm("llama3", dtype="mixed_bfloat16"), connection)
@@ -342,6 +347,7 @@ def test_strings_and_a_generator():
 # ---------------------------------------------------------------- the selected connection
 
 
+@pytest.mark.thorough("last")
 @pytest.mark.parametrize("positions", [None, "last"])
 def test_selected_is_least_squares_over_all_layers(positions):
     references = pytest.importorskip("reference_selected", reason="PyTorch is not installed")
@@ -368,6 +374,7 @@ def test_selected_is_least_squares_over_all_layers(positions):
 # ---------------------------------------------------------------- Incline
 
 
+@pytest.mark.thorough("None-attention", "fused-ffn")
 @pytest.mark.parametrize("site", ["hidden", "ffn", "attention"])
 @pytest.mark.parametrize("connection", [None, "fused"])
 def test_incline_is_least_squares_at_its_site(site, connection):

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from keras_cc.calibration import ridge as ridge_module
 from keras_cc.calibration.ridge import CANDIDATES, DEFAULT_RIDGE, RidgeFit, RidgeSums
 
+pytestmark = pytest.mark.once
+
 
 def random_rows(n, dim, seed=0, noise=0.3, dtype="float32"):
     """Rows of unequal scale, and goals that are a matrix of them plus noise."""

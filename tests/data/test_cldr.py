@@ -16,6 +16,8 @@ from keras_cc.data.cldr_grammar import (
 )
 from keras_cc.data.cldr_templates import TEMPLATES
 
+pytestmark = pytest.mark.once
+
 ALL_LANGUAGES = (*cldr.LANGUAGES, "en")
 
 

@@ -12,7 +12,10 @@ tfds = pytest.importorskip("tensorflow_datasets", reason="needs TensorFlow Datas
 from keras_cc.data import cldr  # noqa: E402
 from keras_cc.data.readers_tfds import from_tfds  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # its own dependencies warn on import
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.filterwarnings("ignore"),  # its own dependencies warn on import
+]
 
 
 @pytest.fixture(autouse=True)

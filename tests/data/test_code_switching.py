@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from keras_cc.data import code_switch, code_switching, code_switching_curriculum
 
+pytestmark = pytest.mark.once
+
 TR = {
     "id": 1,
     "lang": "tr",

@@ -10,6 +10,8 @@ from keras_cc.data import languages
 from keras_cc.data.cldr_templates import TEMPLATES
 from keras_cc.evaluation.metrics import normalize
 
+pytestmark = pytest.mark.once
+
 
 class TestNames:
     @pytest.mark.parametrize("code", languages.NAMES)

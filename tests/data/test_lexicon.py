@@ -4,6 +4,8 @@ import pytest
 
 from keras_cc.data import code_switch, load_lexicon
 
+pytestmark = pytest.mark.once
+
 TR = {
     "id": 1,
     "lang": "tr",

@@ -6,6 +6,8 @@ import pytest
 from keras_cc.data import pairs
 from keras_cc.data.columns import to_columns
 
+pytestmark = pytest.mark.once
+
 COLUMNS = {
     "instruction_column": "instruction",
     "pivot_column": "instruction_en",

@@ -8,6 +8,8 @@ import pytest
 
 from keras_cc.data import load_jsonl
 
+pytestmark = pytest.mark.once
+
 ROW = {"instruction": "Habari?", "output": "Nzuri", "instruction_en": "How are you?", "lang": "sw"}
 DATA = Path(os.environ.get("KERAS_CC_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
 

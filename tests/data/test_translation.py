@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from keras_cc import CCPreprocessor
 from keras_cc.data import augment_with_translation, translation
 
+pytestmark = pytest.mark.once
+
 TR = {
     "id": 7,
     "lang": "tr",

@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 
 from keras_cc.data.widths import MAX_SHAPES, Shape, Shapes, ladder, rung, width_of
 
+pytestmark = pytest.mark.once
+
 
 def test_the_ladder_by_hand():
     assert ladder(100) == (16, 24, 32, 48, 64, 96, 100)

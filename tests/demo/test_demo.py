@@ -14,7 +14,6 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from backend_tools import once
 
 import keras_cc.demo
 from keras_cc.backbones import preset_files
@@ -608,15 +607,6 @@ def test_a_preset_may_be_a_demo_model(monkeypatch):
     assert calls == [{"sequence_length": None}, {"sequence_length": 7, "dtype": "bfloat16"}]
 
 
-def test_import_brings_no_framework():
-    code = (
-        "import sys, keras, keras_cc; before = set(sys.modules); import keras_cc.demo; "
-        "new = {name.split('.')[0] for name in set(sys.modules) - before}; "
-        "print(sorted(new & {'tensorflow', 'torch', 'jax', 'keras_hub', 'gguf', 'tokenizers'}))"
-    )
-    assert run_python("-c", code).strip().splitlines()[-1] == "[]"
-
-
 # --- The real weights. ---
 
 
@@ -647,7 +637,7 @@ def reference(pytestconfig, tmp_path_factory):
     return get
 
 
-@pytest.mark.slow
+@pytest.mark.large
 @needs_hf
 @pytest.mark.parametrize("name", MODELS)
 def test_ids_and_logits_equal_hugging_face(name, reference):
@@ -669,7 +659,7 @@ def test_ids_and_logits_equal_hugging_face(name, reference):
         np.testing.assert_array_equal(logits.argmax(-1), theirs.argmax(-1))
 
 
-@pytest.mark.slow
+@pytest.mark.large
 @needs_smollm2
 @needs_tokenizers
 def test_smollm2_ids_equal_plain_python():
@@ -698,8 +688,8 @@ assert not any(name.split(".")[0] == "tensorflow" for name in loaded)
 """
 
 
-@once
-@pytest.mark.slow
+@pytest.mark.once
+@pytest.mark.large
 @pytest.mark.parametrize("name", MODELS)
 def test_conversion_and_loading_without_tensorflow(name, tmp_path):
     if not installed("jax") and not installed("torch"):
@@ -717,7 +707,7 @@ def test_conversion_and_loading_without_tensorflow(name, tmp_path):
     assert outputs[0] == outputs[-1] == expected
 
 
-@pytest.mark.slow
+@pytest.mark.large
 @pytest.mark.parametrize("name", MODELS)
 def test_plain_from_preset_and_generate(name):
     pytest.importorskip("tensorflow")  # KerasHub's Gemma 3 preprocessor needs it.

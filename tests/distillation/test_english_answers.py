@@ -112,6 +112,7 @@ def test_answers_are_the_models_own_one_by_one(shared):
     assert len(set(alone)) == 4 and not set(alone) & set(outputs(ROWS))
 
 
+@pytest.mark.thorough("selected")
 @cut
 @pytest.mark.parametrize("connection", ["fused", "selected"])
 def test_a_connected_model_answers_untransformed(connection):
@@ -222,6 +223,7 @@ def test_answers_that_cannot_be_trained_on_are_left_out_and_counted(shared, gene
         run(shared)
 
 
+@pytest.mark.thorough
 @cut
 def test_of_an_answer_only_what_clean_keeps(shared, monkeypatch, tmp_path):
     generation = Generation(monkeypatch, say=lambda prompt: f"{reply(prompt)}\nQuestion 2")
@@ -247,6 +249,7 @@ def test_an_answer_that_fills_max_length_is_said(shared, generation):
 # ---------------------------------------------------------------- the cache
 
 
+@pytest.mark.thorough
 @cut
 def test_a_killed_run_goes_on_where_it_was(shared, real_generation, tmp_path):
     whole = run(shared)
@@ -323,6 +326,7 @@ def test_a_cache_of_another_model_or_other_settings_is_refused(generation, tmp_p
     assert len(run(model, cache)) == 6 and not generation.calls
 
 
+@pytest.mark.thorough("fused")
 @pytest.mark.parametrize(
     "connection", [None, "fused", keras_cc.FusedConnection(gate="layer", transform=None)]
 )

@@ -272,6 +272,7 @@ class TestGeneration:
         requests = [(context, options) for context in self.CONTEXTS]
         return lm.generate_until(instances("generate_until", *requests))
 
+    @pytest.mark.thorough
     def test_greedy_in_pieces_as_in_one(self, model, monkeypatch):
         # 6 at first, then 12, then 2 that are left: as token by token without a cache.
         monkeypatch.setattr("keras_cc.evaluation.greedy.FIRST_PIECE", 6)
@@ -305,6 +306,7 @@ class TestGeneration:
         assert model.causal_lm.sampler is before
         assert model.causal_lm.generate_function is None
 
+    @pytest.mark.thorough
     def test_an_intervention_acts_on_the_prompt_once(self, monkeypatch):
         monkeypatch.setattr("keras_cc.evaluation.greedy.FIRST_PIECE", 2)
         model = connected.text_model("llama3", None, with_preprocessor=True)
@@ -443,6 +445,7 @@ class TestTheHarnessOwnTasks:
         assert found["config"]["model_class"] == "Llama3CausalLM"
         assert found["config"]["keras_backend"] == connected.BACKEND
 
+    @pytest.mark.thorough
     def test_with_shots_in_turns(self, lm, tmp_path, monkeypatch):
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
         manager = write_tasks(tmp_path)
@@ -569,6 +572,7 @@ print("done", [name for name in ("torch", "transformers", "accelerate") if sys.m
 """
 
 
+@pytest.mark.large
 @pytest.mark.skipif(connected.BACKEND == "torch", reason="torch is the backend at hand")
 def test_no_torch_is_needed(tmp_path, monkeypatch):
     here = str(pathlib.Path(__file__).parent)

@@ -19,7 +19,7 @@ MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
 LANGUAGES = ("en", "ar", "hi", "tr", "zh")
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.large,
     pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),

@@ -19,6 +19,8 @@ from keras_cc.evaluation.metrics import (
     tokens,
 )
 
+pytestmark = pytest.mark.once
+
 
 @pytest.mark.parametrize(
     ("text", "expected"),

@@ -10,6 +10,8 @@ import pytest
 
 from keras_cc.evaluation.statistics import Comparison, Interval, compare, interval
 
+pytestmark = pytest.mark.once
+
 
 def coin_flips(shape, share=0.5, seed=0):
     return (np.random.default_rng(seed).random(shape) < share).astype("float64")

@@ -4,6 +4,8 @@ import pytest
 
 from keras_cc.evaluation.stories import ending_row
 
+pytestmark = pytest.mark.once
+
 ENGLISH = "The fox ran.\nIt fell.\n(1) It slept.\n(2) It got up.\n\nWhich is more likely?\nAnswer:"
 
 

@@ -128,6 +128,7 @@ class TestOptions:
         metrics = model.evaluate([row], batch_size=1, verbose=0, return_dict=True)
         assert found.scores["nll"]["tr"][0] == pytest.approx(metrics["sft_loss"], abs=1e-4)
 
+    @pytest.mark.thorough
     def test_the_path_of_a_user(self):
         """A connected model's likelihoods are those of its transform, without a pivot."""
         model = make("fused")
@@ -228,6 +229,7 @@ class TestEndings:
         assert found.mean() == {"en": 0.0}
         assert found.mean("accuracy_per_character") == {"en": 1.0}
 
+    @pytest.mark.thorough("None")
     @pytest.mark.parametrize("template", [None, "llama3"])
     def test_what_is_scored_is_the_story_with_its_ending(self, template):
         model = make(template=template)
@@ -305,6 +307,7 @@ class TestGenerate:
         with pytest.raises(ValueError, match=r"tr: row with id b: .* no room for 10 more"):
             evaluate(shared, "cldr", QUESTIONS, scorer=limited, max_new_tokens=10, verbose=0)
 
+    @pytest.mark.thorough
     def test_answers_of_the_model_itself(self, shared, scorer):
         """They end after `max_new_tokens`, and are the same in other company."""
         options = {"scorer": scorer, "max_new_tokens": 6, "verbose": 0}

@@ -6,6 +6,8 @@ import pytest
 
 from keras_cc.evaluation.tasks import TASKS, Task, get, load
 
+pytestmark = pytest.mark.once
+
 
 def row(language, id, instruction, output):
     return {

@@ -8,9 +8,7 @@ the connected one.
 import gc
 import importlib.util
 import json
-import os
 from concurrent.futures import ThreadPoolExecutor
-from unittest import mock
 
 import connected
 import numpy as np
@@ -24,6 +22,7 @@ import keras_cc.demo
 from keras_cc import CCCausalLM
 
 pytestmark = [
+    pytest.mark.thorough,
     # KerasHub leaves the vocabulary's file open, and Keras quantises what it can.
     pytest.mark.filterwarnings("ignore:unclosed file.*vocabulary.spm:ResourceWarning"),
     pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method:UserWarning"),
@@ -163,8 +162,7 @@ def presets(tmp_path_factory):
         names = [f"{name},{ONNX.get(name.partition(':')[0])}" for name in wishes[backend]]
         return open_in_fresh_process(IN_KERAS_HUB, folder, *names, backend=backend)
 
-    # On JAX the fresh process finds what this one compiled.
-    with mock.patch.dict(os.environ, connected.environment()), ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(2) as pool:
         found, elsewhere = pool.map(found_on, wishes)
     return folder, expected, found, elsewhere
 

@@ -40,7 +40,14 @@ PROMPTS = st.lists(
 )
 
 
-@pytest.fixture(scope="module", params=CASES)
+# Byte pairs take long to try; the quick run has those of one tokenizer.
+BYTE_PAIRS = ("llama3_plain", "smollm", "qwen", "gpt2")
+PAIRS = [
+    pytest.param(name, marks=pytest.mark.large) if name in BYTE_PAIRS else name for name in CASES
+]
+
+
+@pytest.fixture(scope="module", params=PAIRS)
 def pair(request):
     name, template = CASES[request.param]
     tokenizer = getattr(tiny_tokenizers, f"{name}_tokenizer")()

@@ -47,7 +47,15 @@ def graph_ids(graph, texts):
     return graph.tokenize(tf.constant(texts, tf.string)).to_list()
 
 
-@pytest.fixture(scope="module", params=[*NAMES, "smollm2_words"])
+# Byte pairs take long to try; the quick run has those of two tokenizers.
+BYTE_PAIRS = ("qwen", "gpt2", "bloom", "falcon")
+PAIRS = [
+    pytest.param(name, marks=pytest.mark.large) if name in BYTE_PAIRS else name
+    for name in (*NAMES, "smollm2_words")
+]
+
+
+@pytest.fixture(scope="module", params=PAIRS)
 def pair(request):
     tokenizer = tokenizer_of(request.param)
     graph = graph_tokenizers.of(tokenizer)

@@ -8,6 +8,8 @@ import pytest
 from keras_cc.export import ModelCard
 from keras_cc.export.__main__ import arguments_of
 
+pytestmark = pytest.mark.once
+
 SCORE = {"mean": 0.25, "low": 0.125, "high": 0.5}
 REPORT = {
     "metric": "exact_match",

@@ -14,7 +14,7 @@ import keras_cc
 import keras_cc.demo
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.large,
     # KerasHub leaves the vocabulary's file open.
     pytest.mark.filterwarnings("ignore:unclosed file.*vocabulary.spm:ResourceWarning"),
     pytest.mark.skipif(

@@ -1,5 +1,6 @@
 """`export_saved_model`: what it writes answers as the model does, and what it refuses."""
 
+import functools
 import json
 import os
 import pathlib
@@ -36,6 +37,10 @@ PROMPTS = [
 ]
 
 
+def large(value):
+    return pytest.param(value, marks=pytest.mark.large)
+
+
 def text_model(family="llama3", connection="fused", **options):
     """A connected tiny model, as if it had been trained, that answers greedily."""
     model = connected.text_model(family, connection, **options)
@@ -45,6 +50,7 @@ def text_model(family="llama3", connection="fused", **options):
     return model
 
 
+@functools.lru_cache(maxsize=2)  # `exported`, and that of the test
 def load(folder):
     import tensorflow as tf
     import tensorflow_text  # noqa: F401 (its operations)
@@ -113,7 +119,9 @@ def exported(tmp_path_factory):
 
 @on_tensorflow
 class TestGenerate:
-    @pytest.mark.parametrize("family", ["gemma3", "gemma", "gpt2", "mistral", "qwen3", "bloom"])
+    @pytest.mark.parametrize(
+        "family", ["gemma3", *map(large, ("gemma", "gpt2", "mistral", "qwen3", "bloom"))]
+    )
     def test_says_what_the_model_says(self, family, tmp_path):
         model = text_model(family)
         prompts = [p for p in PROMPTS if model.preprocessor.prompt_ids([p])[0]]
@@ -148,6 +156,7 @@ class TestGenerate:
         assert texts == ["", answers(model, "a"), ""]
         assert [bool(error) for error in errors] == [True, False, True]
 
+    @pytest.mark.large
     def test_a_connected_model_exports_as_the_merged_one(self, exported, tmp_path):
         _, folder = exported
         again = text_model()
@@ -157,7 +166,7 @@ class TestGenerate:
         )
         assert ask(other, PROMPTS)[0] == ask(folder, PROMPTS, max_length=LENGTH)[0]
 
-    @pytest.mark.parametrize("kind", ["selected", "incline", "mlp"])
+    @pytest.mark.parametrize("kind", ["selected", large("incline"), large("mlp")])
     def test_what_cannot_be_merged_exports_as_it_answers(self, kind, tmp_path):
         if kind == "incline":
             model = text_model(connection=None, family="llama3")
@@ -178,6 +187,7 @@ class TestGenerate:
             plain.compile(sampler="greedy")
             assert answers(plain, max_length=52) != expected
 
+    @pytest.mark.large
     def test_with_the_prompt_and_a_template(self, tmp_path):
         model = text_model("gemma")
         inner = model.preprocessor.preprocessor
@@ -189,6 +199,7 @@ class TestGenerate:
         assert ask(folder, ["the fox"])[0] == model.generate(["the fox"])
         assert own is not preprocessor
 
+    @pytest.mark.large
     def test_sampled_texts_differ_from_call_to_call(self, tmp_path):
         model = text_model()
         sampler = keras_hub.samplers.TopKSampler(k=20, seed=3)
@@ -203,6 +214,7 @@ class TestGenerate:
         # The model still answers greedily.
         assert answers(model, "a") == answers(model, "a")
 
+    @pytest.mark.large
     def test_a_thousand_mixed_requests(self, exported):
         """Each is answered or refused with a message, and the answers are the model's."""
         import tensorflow as tf
@@ -280,6 +292,7 @@ class TestScore:
             assert {"Einsum", "MatMul", "BatchMatMulV2"} & found
             assert not [op for op in found if op.startswith("Xla")]
 
+    @pytest.mark.large
     @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the name of a symbol")
     def test_with_xla_switched_off_as_tf_serving_does(self, exported):
         model, folder = exported
@@ -348,6 +361,7 @@ print(json.dumps([text.decode() for text in found["text"].numpy()]))
         found = run_python_for_json(script, str(folder), json.dumps(PROMPTS))
         assert found == answers(model)
 
+    @pytest.mark.large
     def test_the_c_runtime_gives_the_same(self, exported, tmp_path):
         import native_tools
 
@@ -402,6 +416,7 @@ print(json.dumps([text.decode() for text in found["text"].numpy()]))
             p.encode() for p in PROMPTS[:2]
         ]
 
+    @pytest.mark.large
     def test_nothing_stays_of_an_export_that_fails(self, tmp_path, monkeypatch):
         import tensorflow as tf
 
@@ -419,6 +434,7 @@ print(json.dumps([text.decode() for text in found["text"].numpy()]))
             keras_cc.export_saved_model(text_model(), tmp_path / "m", overwrite=True)
         assert [p.name for p in old.parent.iterdir()] == ["1"] and (old / "served").exists()
 
+    @pytest.mark.large
     @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of Linux")
     def test_a_disk_that_fills(self, tmp_path):
         """In a process whose files may not grow beyond 20 kB."""
@@ -449,6 +465,7 @@ except Exception as error:
 
 @on_tensorflow
 class TestCost:
+    @pytest.mark.large
     def test_a_merged_model_is_the_stock_graph(self, tmp_path):
         """Operation by operation, in every function of the SavedModel."""
         model = text_model()
@@ -516,6 +533,7 @@ class TestRefusals:
         assert list((tmp_path / "m").iterdir()) == []
 
     @on_tensorflow
+    @pytest.mark.large
     @pytest.mark.parametrize("connection", ["fused", "selected"])
     def test_an_untrained_connection_is_warned_of(self, connection, tmp_path):
         model = connected.text_model("llama3", connection)
@@ -536,7 +554,7 @@ class TestThroughAProcess:
     """From another backend than TensorFlow: in a process of its own."""
 
     @pytest.mark.skipif(BACKEND != "jax", reason="TensorFlow needs no process, torch is refused")
-    @pytest.mark.parametrize("kind", ["connected", "stock"])
+    @pytest.mark.parametrize("kind", ["connected", large("stock")])
     def test_from_jax(self, kind, tmp_path):
         model = text_model(with_preprocessor=kind == "stock")
         if kind == "stock":
@@ -560,6 +578,7 @@ class TestThroughAProcess:
             keras_cc.export_saved_model(text_model(), tmp_path / "m")
         assert list((tmp_path / "m").iterdir()) == []
 
+    @pytest.mark.large
     @pytest.mark.skipif(BACKEND != "torch", reason="as on torch, which has no other way")
     @pytest.mark.parametrize("kind", ["preset", "keras"])
     def test_the_command_line(self, kind, tmp_path):
@@ -610,4 +629,4 @@ def _failing(arguments, **options):
 def _environment():
     root = str(pathlib.Path(keras_cc.__file__).parents[1])
     known = os.environ.get("PYTHONPATH", "")
-    return {**connected.environment(), **os.environ, "PYTHONPATH": os.pathsep.join([root, known])}
+    return {**connected.environment(), "PYTHONPATH": os.pathsep.join([root, known])}

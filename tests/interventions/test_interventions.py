@@ -136,6 +136,7 @@ def padded(rows):
 PAIRS = [(0, 0), (0, 1), (1, 0), (1, 1), (-2, -1)]
 
 
+@pytest.mark.thorough("0-1-ffn", "1-0-attention")
 @pytest.mark.parametrize(
     "source, target, site",
     [*((i, j, "ffn") for i, j in PAIRS), (0, 1, "attention"), (1, 0, "attention")],
@@ -163,6 +164,7 @@ def test_xtransplant_changes_nothing_before_the_last_prompt_token():
             assert difference.max(axis=-1).min() > 1e-3  # it, and whatever attends to it
 
 
+@pytest.mark.thorough("1-ffn")
 @pytest.mark.parametrize("site", ["ffn", "attention"])
 @pytest.mark.parametrize("layer", [0, 1])
 def test_a_transplant_of_the_prompts_own_state_changes_nothing(layer, site):
@@ -193,6 +195,7 @@ def test_answer_positions_ask_for_the_same_logits():
 # ---------------------------------------------------------------- Incline: logits
 
 
+@pytest.mark.thorough("None-attention", "fused-hidden")
 @pytest.mark.parametrize("site", SITES)
 @pytest.mark.parametrize("connection", [None, "fused"])
 def test_incline_is_the_numpy_forward_pass(site, connection):
@@ -210,6 +213,7 @@ def test_incline_is_the_numpy_forward_pass(site, connection):
         np.testing.assert_allclose(logits(model, X), logits(other, X), atol=1e-6)
 
 
+@pytest.mark.thorough("ffn")
 @pytest.mark.parametrize("site", SITES)
 def test_incline_before_it_is_fitted_or_without_sigma_changes_nothing(site):
     plain = logits(make(), monolingual(X))
@@ -221,6 +225,7 @@ def test_incline_before_it_is_fitted_or_without_sigma_changes_nothing(site):
     assert np.abs(logits(make(Incline(-0.5, site)), monolingual(X)) - plain).max() > 0.1
 
 
+@pytest.mark.thorough("hidden")
 @pytest.mark.parametrize("site", SITES)
 def test_incline_after_a_fit(site):
     rows = tiny.batch(40, prompt_lengths=[2 + i % 4 for i in range(40)], seed=3)
@@ -254,6 +259,7 @@ INTERVENTIONS = {
 }
 
 
+@pytest.mark.thorough
 def test_evaluation_is_of_the_intervention_at_hand():
     model = make()
     model.compile("sgd")  # compiled on every backend that compiles: nothing may be stale
@@ -271,6 +277,7 @@ def test_evaluation_is_of_the_intervention_at_hand():
     assert len({round(loss, 4) for loss in losses.values()}) == len(losses)
 
 
+@pytest.mark.thorough("incline-fused")
 @pytest.mark.parametrize(
     "name, connection", [("transplant", None), ("incline", None), ("incline", "fused")]
 )
@@ -337,6 +344,7 @@ def generated(model, seen_ids, pivots=None):
     return seen_ids[-1]
 
 
+@pytest.mark.thorough("attention")
 @pytest.mark.parametrize("site", ["ffn", "attention"])
 def test_generation_with_a_transplant(site, seen_ids):
     model = text_model(XTransplant(0, 1, site))
@@ -352,6 +360,7 @@ def test_generation_with_a_transplant(site, seen_ids):
     np.testing.assert_array_equal(generated(own, seen_ids, PROMPTS), plain)
 
 
+@pytest.mark.thorough("hidden")
 @pytest.mark.parametrize("site", SITES)
 def test_generation_with_incline(site, seen_ids):
     model = text_model(Incline(0.5, site))
@@ -362,6 +371,7 @@ def test_generation_with_incline(site, seen_ids):
     assert one == model.generate(PROMPTS, LENGTH, stop_token_ids=None)[0]
 
 
+@pytest.mark.thorough
 def test_generation_with_incline_beside_a_connection(seen_ids):
     model = text_model(Incline(0.5), FusedConnection(initial_gate=0.6))
     found = generated(model, seen_ids)
@@ -372,6 +382,7 @@ def test_generation_with_incline_beside_a_connection(seen_ids):
     np.testing.assert_array_equal(generated(model, seen_ids, PIVOTS), paired)
 
 
+@pytest.mark.thorough("intervention0")
 @pytest.mark.parametrize(
     "intervention", [XTransplant(0, 1), XTransplant(1, 0, "attention"), Incline(0.5, "attention")]
 )
@@ -393,6 +404,7 @@ def test_generation_of_gemma3(intervention, seen_ids):
     assert (generated(model, seen_ids) != found).any()
 
 
+@pytest.mark.thorough
 def test_generation_is_of_the_intervention_at_hand(seen_ids):
     model, found = text_model(), {}
     for name in ("none", "transplant", "incline", "back", "none"):
@@ -466,6 +478,7 @@ def test_disconnect_takes_it_off():
 # ---------------------------------------------------------------- saving
 
 
+@pytest.mark.thorough("intervention1-fused")
 @pytest.mark.filterwarnings("ignore:unclosed file.*vocabulary.spm:ResourceWarning")
 @pytest.mark.parametrize(
     "intervention, connection",
@@ -496,6 +509,7 @@ def test_a_keras_file_keeps_it(intervention, connection, tmp_path):
     assert np.abs(logits(loaded, x) - logits(model, x)).max() > 0.01
 
 
+@pytest.mark.thorough("safetensors")
 @pytest.mark.parametrize("ending", ["safetensors", "weights.h5"])
 def test_a_weights_file_keeps_the_matrices(ending, tmp_path):
     model, other = make(Incline(0.7)), make(Incline(0.7))

@@ -61,6 +61,7 @@ def check(model, result, grid):
 # ---------------------------------------------------------------- what it finds
 
 
+@pytest.mark.thorough("ffn")
 @pytest.mark.parametrize("site", ["ffn", "attention"])
 def test_every_pair_of_layers(site):
     grid = {"source_layer": range(2), "target_layer": [1, 0]}
@@ -81,6 +82,7 @@ def test_one_option_alone_and_negative_layers():
     np.testing.assert_allclose(result.losses, same.losses, rtol=1e-6)
 
 
+@pytest.mark.thorough("fused")
 @pytest.mark.parametrize("connection", [None, "fused"])
 def test_sigmas(connection):
     connection = FusedConnection(dropout=0.0) if connection else None
@@ -103,6 +105,7 @@ def test_a_better_candidate_is_found_and_kept():
     assert result.losses[3] < result.baseline
 
 
+@pytest.mark.thorough
 def test_the_best_one_is_what_the_model_then_generates():
     model = connected.text_model("llama3", None)
     model.intervention = Incline(0.0)
@@ -118,6 +121,7 @@ def test_the_best_one_is_what_the_model_then_generates():
     assert model.generate("the quick", **prompt) == after
 
 
+@pytest.mark.thorough("5")
 @pytest.mark.parametrize("batch_size", [1, 5])
 def test_batches_of_any_size_give_the_same(batch_size):
     grid = {"source_layer": [0, 1]}

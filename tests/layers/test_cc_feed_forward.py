@@ -240,6 +240,7 @@ class TestConnected:
         np.testing.assert_allclose(numpy(scope.alignment_errors[0]), errors, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(numpy(scope.gate_sums[0]), gates, rtol=1e-4, atol=1e-5)
 
+    @pytest.mark.thorough("attention")
     @pytest.mark.parametrize("alignment", ["attention", "mean", "last"])
     @settings(max_examples=8, deadline=None)
     @given(seed=st.integers(0, 1000))
@@ -289,6 +290,7 @@ class TestConnected:
 
 
 class TestSaving:
+    @pytest.mark.thorough
     def test_a_saved_model_gives_equal_outputs_in_another_process(self, tmp_path):
         inputs = keras.Input((LENGTH, INNER), name="inputs")
         outputs = {"gate": DecisionGate("layer")(inputs, inputs[:, :1])}

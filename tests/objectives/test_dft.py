@@ -91,6 +91,7 @@ class TestValues:
         row["target"][0, 1], row["target"][2, 1] = ones, ones
         assert result(DFT(bottom=0, middle=2), pack([row]))[0] == pytest.approx([0.0], abs=1e-6)
 
+    @pytest.mark.thorough("feature-last")
     @pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
     def test_padding_answers_and_other_rows_change_nothing(self, objective):
         rows = make_rows(LENGTHS)
@@ -139,6 +140,7 @@ class TestValues:
 
 
 class TestGradients:
+    @pytest.mark.thorough("logit")
     @pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
     def test_the_target_alone_learns_by_default(self, objective):
         found = state_gradients(objective, pack(make_rows(LENGTHS), garbage=np.nan))

@@ -8,6 +8,8 @@ from keras_cc.report import captions
 from keras_cc.report.atlas import by_dimension, by_language
 from keras_cc.report.summary import summarise
 
+pytestmark = pytest.mark.once
+
 
 def maps(key, **changes):
     return {"cc": by_language([cell("cc", atlas=atlas(**changes))], key)}

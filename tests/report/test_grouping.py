@@ -5,6 +5,8 @@ from made_cells import BEST, SFT, cell, three
 
 from keras_cc.report import grouping
 
+pytestmark = pytest.mark.once
+
 
 class TestCheck:
     def test_good_cells_come_back(self):

@@ -7,6 +7,8 @@ import pytest
 from keras_cc.data.languages import NAMES
 from keras_cc.report import labels
 
+pytestmark = pytest.mark.once
+
 matplotlib = pytest.importorskip("matplotlib")
 
 

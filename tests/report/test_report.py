@@ -15,6 +15,8 @@ from keras_cc.report import grouping, pictures
 from keras_cc.report.pictures import NAMES
 from keras_cc.report.summary import summarise
 
+pytestmark = pytest.mark.once
+
 pytest.importorskip("scipy")
 pytest.importorskip("matplotlib")
 PNG = b"\x89PNG\r\n\x1a\n"

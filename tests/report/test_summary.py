@@ -8,6 +8,8 @@ from made_cells import BEST, MACHINE, SFT, WORST, cell, three
 
 from keras_cc.report.summary import listed, summarise, verdict
 
+pytestmark = pytest.mark.once
+
 pytest.importorskip("scipy")
 
 

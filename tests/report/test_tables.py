@@ -15,6 +15,8 @@ from keras_cc.report.tables import (
     tables,
 )
 
+pytestmark = pytest.mark.once
+
 pytest.importorskip("scipy")
 MINUS = "\N{MINUS SIGN}"
 
