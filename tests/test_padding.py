@@ -215,6 +215,6 @@ def test_shapes_that_are_compiled_are_few(capsys):
     said = [line for line in capsys.readouterr().out.splitlines() if "were padding" in line]
     assert len(said) == 1
     assert int(said[0].split(", ")[1].split()[0]) >= len({s[0][1] for s in shapes})
-    assert len({(t[1], s[1]) for t, s in shapes}) <= 8
+    assert len({(t[1], s[1]) for t, s in shapes}) <= 4 + 1  # the rows that are left over
     made.fit(ROWS, batch_size=4, verbose=0)
     assert "were padding" not in capsys.readouterr().out

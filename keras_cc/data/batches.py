@@ -230,9 +230,11 @@ class PreparedBatches:
         for start in range(0, whole, POOL * size):
             pool = order[start : min(start + POOL * size, whole)]
             rows = self.prepare.pack(source.take(pool))
-            # Stable: rows of one shape keep the order that was drawn.
-            by_shape = np.array(sorted(range(len(rows)), key=lambda i: self._shape([rows[i]])))
-            batches = by_shape.reshape(-1, size)
+            # By the target's width alone, and stable: what is alike in more than that (an answer's
+            # length, a language) stays mixed, as training needs it.
+            widths = [self._shape([row]).target for row in rows]
+            batches = np.argsort(widths, kind="stable").reshape(-1, size)
+            self._shapes.plan(self._shape([rows[i] for i in places]) for places in batches)
             if self._seed is not None:
                 random = np.random.default_rng([self._seed, pass_index, start])
                 batches = random.permutation(batches)

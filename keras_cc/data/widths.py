@@ -1,13 +1,15 @@
 """How wide a batch is padded: few widths, so that few shapes are compiled. Not public."""
 
 import bisect
+import collections
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 #: The least width of a row, in tokens; see `width_of`.
 MIN_WIDTH = 16
 #: Shapes that a source's batches take before those that are there are used again; see `Shapes`.
-MAX_SHAPES = 8
+MAX_SHAPES = 4
 
 
 def width_of(length: int, least: int = MIN_WIDTH) -> int:
@@ -50,14 +52,20 @@ class Shape(NamedTuple):
         """Whether a batch of `other` fits in, padded."""
         return all(own >= needed for own, needed in zip(self, other, strict=True))
 
+    @property
+    def work(self) -> int:
+        """What a row of it costs, roughly: the pivot's pass has no backward one, and no logits."""
+        return 3 * self.target + self.pivot + 3 * self.answers
+
 
 class Shapes:
-    """The shapes of a source's batches, so many at the most.
+    """The shapes of a source's batches, few, since each is compiled by itself.
 
-    A batch gets the shape that it needs, until there are `most`. From then on it gets the smallest
-    that is there and holds it. Where none does, one is added that holds it and all others: each
-    such step raises a width by at least one rung, so there are never more than `most` plus the
-    number of rungs.
+    Where it is known what will come (`plan`), they are the ones that cost the least padding.
+    Else a batch gets the shape that it needs until there are `most`, and from then on the one that
+    is there, holds it and costs least. Where none holds it, one is added that holds it and all
+    others: each such step raises a width by at least one rung, so there are never more than `most`
+    plus the number of rungs.
 
     Args:
         most: int, how many shapes there may be before they are used again.
@@ -67,17 +75,39 @@ class Shapes:
         self.most = most
         self.known: list[Shape] = []
 
+    def plan(self, needed: "Iterable[Shape]") -> None:
+        """Chooses the shapes for batches that need these, unless there are shapes already.
+
+        Step by step, the two shapes become one whose common shape adds the least work, until there
+        are no more than `most`.
+        """
+        if self.known:
+            return
+        counts = collections.Counter(needed)
+        while len(counts) > self.most:
+            pairs = itertools.combinations(sorted(counts), 2)
+            first, second = min(pairs, key=lambda pair: _added_work(*pair, counts))
+            count = counts.pop(first) + counts.pop(second)
+            counts[_joined([first, second])] += count
+        self.known = sorted(counts)
+        self.most = len(self.known)
+
     def holding(self, needed: Shape) -> Shape:
         """The shape that a batch of this need gets."""
         if needed not in self.known:
             if len(self.known) >= self.most:
                 fitting = [shape for shape in self.known if shape.holds(needed)]
                 if fitting:
-                    return min(fitting, key=sum)
+                    return min(fitting, key=lambda shape: shape.work)
                 needed = _joined([*self.known, needed])
             self.known.append(needed)
         return needed
 
 
-def _joined(shapes: Iterable[Shape]) -> Shape:
+def _added_work(first: Shape, second: Shape, counts: "collections.Counter[Shape]") -> int:
+    joined = _joined([first, second]).work
+    return sum(counts[shape] * (joined - shape.work) for shape in (first, second))
+
+
+def _joined(shapes: "Iterable[Shape]") -> Shape:
     return Shape(*(max(widths) for widths in zip(*shapes, strict=True)))

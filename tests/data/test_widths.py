@@ -63,6 +63,38 @@ def test_once_full_the_smallest_that_holds_it_is_used_again():
     assert shapes.known == [small, large, Shape(64, 48, 8)]
 
 
+def test_a_plan_takes_the_shapes_that_cost_least():
+    """Merging 16 into 24 pads 8 tokens thirty times; 48 into 64, 16 tokens twice."""
+    needed = [Shape(16, 16, 4)] * 30 + [Shape(24, 16, 4)] * 20 + [Shape(48, 16, 4)] * 2
+    needed += [Shape(64, 16, 4)] * 9
+    shapes = Shapes(most=3)
+    shapes.plan(needed)
+    assert shapes.known == [Shape(16, 16, 4), Shape(24, 16, 4), Shape(64, 16, 4)]
+    assert shapes.holding(Shape(48, 16, 4)) == Shape(64, 16, 4)
+    # What was not foreseen takes one that is there, if it can.
+    assert shapes.holding(Shape(16, 16, 4)) == Shape(16, 16, 4)
+    assert shapes.holding(Shape(32, 16, 4)) == Shape(64, 16, 4)
+    assert shapes.holding(Shape(16, 24, 4)) == Shape(64, 24, 4)
+    shapes.plan([Shape(8, 8, 4)] * 100)  # there are some already
+    assert Shape(8, 8, 4) not in shapes.known
+
+
+@given(shapes_needed.filter(bool), st.integers(1, 6))
+def test_a_plan_holds_all_and_is_small(needed, most):
+    shapes = Shapes(most)
+    shapes.plan(needed)
+    known = list(shapes.known)
+    assert len(known) <= most
+    assert all(shapes.holding(shape).holds(shape) for shape in needed)
+    assert shapes.known == known
+
+
+def test_one_planned_shape_holds_all():
+    shapes = Shapes(most=1)
+    shapes.plan([Shape(16, 64, 4), Shape(32, 16, 8)])
+    assert shapes.known == [Shape(32, 64, 8)]
+
+
 @pytest.mark.parametrize("most", [1, 3, MAX_SHAPES])
 def test_no_more_than_the_rungs_are_added(most):
     shapes = Shapes(most)
