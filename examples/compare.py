@@ -5,9 +5,9 @@
         --methods sft cc "cc dropout=0.9" cc_published --seeds 0 1 2
 
 Every cell is kept as soon as it is whole: killed, the command goes on where it was. At the end
-come a table, pictures and one HTML page, in the output folder. A method is a recipe's name (the
-README has the list), then options of its connection, `connection_learning_rate=1e-3` (a rate of its
-own for what starts from nothing) and `refit` (transforms in closed form) among them.
+come a table, pictures and one HTML page, in the output folder. A method is a recipe's name
+(RECIPES.md has the list), then options of its connection, `connection_learning_rate=1e-3` (a rate
+of its own for what starts from nothing) and `refit` (transforms in closed form) among them.
 """
 
 import dataclasses

@@ -34,7 +34,7 @@ class Arguments:
     """Fine-tune a KerasHub causal language model with CC-Tuning, or another recipe."""
 
     recipe: str = "cc"
-    """What is trained: sft, cc, cc_published, dft, ...; see the table of recipes in the README."""
+    """What is trained: sft, cc, cc_published, dft, ...; the table is in RECIPES.md."""
     preset: str = "demo:gemma3_270m"
     """A KerasHub preset (name, handle or folder), or `demo:` and the name of a demo model."""
     data: str | None = None

@@ -272,7 +272,11 @@ class CCPreprocessor(TemplateTokenizer):
         Raises:
             TypeError: where a text is not a string.
 
-        Example: `cc_preprocessor.answer_length("Habari?", "Nzuri")`
+        Example:
+
+        ```python
+        preprocessor.answer_length("Habari?", "Nzuri")  # 1, where "Nzuri" is one token
+        ```
         """
         encoder = self.encoder
         (prompt,) = encoder.prompts(_check_prompts("instruction", [instruction]))
@@ -328,7 +332,11 @@ class CCPreprocessor(TemplateTokenizer):
         Raises:
             ValueError: where a prompt leaves no room for a generated token.
 
-        Example: `cc_preprocessor.generate_preprocess(["Habari?"], max_length=64)`
+        Example:
+
+        ```python
+        preprocessor.generate_preprocess(["Habari?"], max_length=64)["token_ids"].shape  # (1, 64)
+        ```
         """
         length = (
             self.max_length

@@ -75,8 +75,8 @@ def _dumbbells(axis: Any, before: Any, after: Any, name: str, factor: float) -> 
     for row, language in enumerate(after):
         first, last = factor * before[language][name], factor * after[language][name]
         axis.plot([first, last], [row, row], color=GREY, lw=1.2, zorder=1)
-        axis.plot(first, row, "o", color=GREY, mfc="white", ms=6)
-        axis.plot(last, row, "o", color=BLUE, ms=6)
+        axis.plot(first, row, "o", color=GREY, mfc="white", ms=6, clip_on=False)
+        axis.plot(last, row, "o", color=BLUE, ms=6, clip_on=False)
         figures = f"{first:.2f} → {last:.2f}" if factor == 1 else f"{first:.0f} → {last:.0f}"
         axis.annotate(
             figures,
@@ -88,7 +88,7 @@ def _dumbbells(axis: Any, before: Any, after: Any, name: str, factor: float) -> 
         )
     panels.label_rows(axis, [label(language) for language in after])
     axis.set_ylim(len(after) - 0.5, -0.5)
-    axis.set_xlim(left=0)
-    axis.margins(x=0.25)
+    largest = max(factor * scores[name] for of in (before, after) for scores in of.values())
+    axis.set_xlim(0, 1.4 * largest or 1)  # room for the figures
     axis.tick_params(axis="y", length=0)
     axis.grid(axis="x")
