@@ -275,7 +275,7 @@ class CCPreprocessor(TemplateTokenizer):
         Example:
 
         ```python
-        preprocessor.answer_length("Habari?", "Nzuri")  # 1, where "Nzuri" is one token
+        cc_preprocessor.answer_length("Habari?", "Nzuri")  # 1, where "Nzuri" is one token
         ```
         """
         encoder = self.encoder
@@ -335,7 +335,8 @@ class CCPreprocessor(TemplateTokenizer):
         Example:
 
         ```python
-        preprocessor.generate_preprocess(["Habari?"], max_length=64)["token_ids"].shape  # (1, 64)
+        inputs = cc_preprocessor.generate_preprocess(["Habari?"], max_length=64)
+        inputs["token_ids"].shape  # (1, 64)
         ```
         """
         length = (
