@@ -9,6 +9,7 @@ position that it fills.
 
 import contextlib
 
+import numpy as np
 from keras import ops
 
 from keras_cc.passes import pairing, runs
@@ -28,6 +29,9 @@ def generate(
     texts = [prompts] if is_single else list(prompts)
     inputs = preprocessor.generate_preprocess(texts, max_length)
     prompt_lengths = inputs["padding_mask"].sum(axis=1)
+    if not runs.is_plain(model):
+        reach = min(preprocessor.width_of(prompt_lengths.max()), inputs["token_ids"].shape[1])
+        inputs["prompt_positions"] = np.arange(reach, dtype="int32")
     if stop_token_ids == "auto":
         stop_token_ids = preprocessor.stop_token_ids
     if stop_token_ids is not None:
@@ -71,7 +75,8 @@ def run(model, inputs, stop_token_ids):
     Args:
         model: a `CCCausalLM` whose causal LM has a sampler.
         inputs: dict of `token_ids` and `padding_mask` `(B, T)`, and those of the pivot prompts, if
-            there are any, for the connected pass.
+            there are any, for the connected pass. `prompt_positions` `(P,)`, 0 to P - 1, says that
+            no prompt has more than P tokens, so that a pass over the prompts alone is no wider.
         stop_token_ids: tuple of ints, or None.
 
     Returns:
@@ -136,7 +141,7 @@ def _step_in_pass(model):
             with pairing.enter(scope):
                 return call_with_cache(token_ids, cache, cache_update_index, *args, **kwargs)
 
-        own = {name: v for name, v in inputs.items() if not name.startswith("pivot_")}
+        own = {name: inputs[name] for name in ("token_ids", "padding_mask")}
         with _overriding(causal_lm, call_with_cache=call_in_pass):
             return generate_step(own, stop_token_ids)
 

@@ -1,6 +1,7 @@
 """Padded to what is needed: the same losses as at `max_length`, and little to compile."""
 
 import collections
+import warnings
 
 import keras
 import numpy as np
@@ -8,8 +9,9 @@ import pytest
 import tiny
 import tiny_tokenizers
 
-from keras_cc import CCCausalLM, CCPreprocessor, FusedConnection
+from keras_cc import CCCausalLM, CCPreprocessor, FusedConnection, Incline
 from keras_cc.data.batches import PreparedBatches
+from keras_cc.passes import runs
 
 TOKENIZER = tiny_tokenizers.llama3_tokenizer()
 
@@ -196,6 +198,35 @@ def test_losses_are_those_of_max_length(connection):
         np.testing.assert_allclose(history[name], whole_history[name], rtol=1e-4, err_msg=name)
     for name, value in scores.items():
         assert value == pytest.approx(whole_scores[name], rel=1e-4), name
+
+
+@pytest.mark.parametrize("kind", ["selected", "incline"])
+def test_answers_are_those_of_max_length(kind):
+    """Where a pass over the prompt comes before the answer, it is as wide as the prompts are."""
+    rows, seen = [ROWS[n] for n in (0, 3, 8)], []
+    prompts = [row["instruction"] for row in rows]
+    for padding in ("longest", "max_length"):
+        made = model(padding, "selected" if kind == "selected" else None)
+        made.compile(keras.optimizers.SGD(0.02), sampler="greedy")
+        if kind == "incline":
+            made.intervention = Incline(sigma=2.0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # few rows: not determined in every direction
+            made.fit_transform(ROWS, ridge=0.1, verbose=0)
+        widths, run = collections.Counter(), runs.run
+
+        def spy(model, inputs, scope, *args, run=run, widths=widths, **kwargs):
+            widths[inputs["token_ids"].shape[1]] += 1
+            return run(model, inputs, scope, *args, **kwargs)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(runs, "run", spy)
+            seen.append(made.generate(prompts, max_length=240))
+        needed = max(len(ids) for ids in made.preprocessor.prompt_ids(prompts))
+        expected = min(n for n in (16, 24, 32, 48, 64, 96, 128) if n >= needed)
+        assert set(widths) == ({expected} if padding == "longest" else {240})
+    assert seen[0] == seen[1]
+    assert len(set(seen[0])) == 3
 
 
 def test_shapes_that_are_compiled_are_few(capsys):

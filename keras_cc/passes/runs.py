@@ -18,6 +18,22 @@ def run(model, inputs, scope, training=False):
         return backbone({name: inputs[name] for name in backbone.input}, training=training)
 
 
+def _run_prompts(model, inputs, scope):
+    """Run a pass that is read within the prompts alone: generation says how far those reach.
+
+    What it observed has the inputs' length all the same, zeros beyond the prompts.
+    """
+    reach = inputs.get("prompt_positions")
+    if reach is None:
+        run(model, inputs, scope)
+        return
+    names = ("token_ids", "padding_mask")
+    run(model, {**inputs, **{name: inputs[name][:, : reach.shape[0]] for name in names}}, scope)
+    beyond = inputs["token_ids"].shape[1] - reach.shape[0]
+    for site, value in scope.states.items():
+        scope.states[site] = ops.pad(value, [[0, 0], [0, beyond], [0, 0]])
+
+
 def pivot(model, inputs, training=False, observed=()):
     """Run the pass over the pivot prompts, and return it."""
     mask = ops.cast(inputs["pivot_padding_mask"], "bool")
@@ -65,7 +81,7 @@ def user(model, inputs):
     else:
         source, last = monolingual(model, inputs), where
         source.observed |= sites
-        run(model, inputs, source)
+        _run_prompts(model, inputs, source)
     states = {site: positions.pick(source.states[site], last) for site in sites}
     intervention.edit(scope, where, states, inputs.get("intervention_options"))
     return scope
@@ -84,7 +100,7 @@ def monolingual(model, inputs):
         return pairing.Pass()
     own = connection.own_pass(model.num_blocks)
     if own is not None:
-        run(model, inputs, own)
+        _run_prompts(model, inputs, own)
     return connection.monolingual_pass(inputs, own, model._attached.value)
 
 

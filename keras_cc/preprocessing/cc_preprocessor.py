@@ -223,8 +223,14 @@ class CCPreprocessor(TemplateTokenizer):
         widths = [self._width(n, limit) for n, limit in zip(longest, limits, strict=True)]
         return widths[0], widths[1]
 
+    def width_of(self, length: int) -> int:
+        """The width that targets of at most `length` tokens are padded to."""
+        return self._width(length, self.max_length)
+
     def _width(self, length: int, limit: int) -> int:
-        return limit if self.padding == "max_length" else rung(length, ladder(limit, self.widths))
+        if self.padding == "max_length" or length > limit:
+            return limit
+        return rung(length, ladder(limit, self.widths))
 
     def _checked_widths(self, widths: Sequence[int] | None) -> list[int] | None:
         if widths is None:
