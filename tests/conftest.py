@@ -81,9 +81,9 @@ def is_large(item, backend):
 def pytest_collection_modifyitems(config, items):
     """What is not to run leaves; of the rest real weights come first, then the longest files.
 
-    Then those with the most tests. On TensorFlow a process grows by gigabytes over a run (65 MB for every tiny model that is
-    trained in graph mode, though it is freed), and the weights of a real one need gigabytes beside
-    that: early there is room for both. The README's command has the processes end half way, too.
+    On TensorFlow a process grows over a run (65 MB for every tiny model that is trained in graph
+    mode, though it is freed), and the weights of a real one need gigabytes beside that: early there
+    is room for both.
     """
     import keras  # here, where the tests have it already: not in xdist's first process
 
