@@ -15,6 +15,13 @@ from installed import ONCE_ON, THOROUGH_ON
 # Compiling is most of the time that small models take on JAX; with these it is less than half.
 QUICK_TO_COMPILE = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 
+# The files that take longest, on one backend or another: begun last, one would be waited for.
+LONGEST = (
+    "test_parity", "test_examples", "test_saved_model", "test_doors", "test_interventions",
+    "test_callbacks", "test_selected", "test_recipes", "test_families", "test_merge_and_save",
+    "test_closed_form",
+)  # fmt: skip
+
 
 def pytest_addoption(parser):
     help = "also run what is marked `large`: real weights, or many seconds"
@@ -74,9 +81,9 @@ def is_large(item, backend):
 def pytest_collection_modifyitems(config, items):
     """What is not to run leaves; of the rest real weights come first, then the longest files.
 
-    On TensorFlow a process grows by gigabytes over a run (65 MB for every tiny model that is
-    trained in graph mode, though it is freed), and the weights of a real one need gigabytes beside
-    that: early there is room for both. The README's command has the processes end half way, too.
+    On TensorFlow a process grows over a run (65 MB for every tiny model that is trained in graph
+    mode, though it is freed), and the weights of a real one need gigabytes beside that: early there
+    is room for both.
     """
     import keras  # here, where the tests have it already: not in xdist's first process
 
@@ -87,7 +94,13 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if not item.get_closest_marker("once")]
     real = {item.path for item in items if item.get_closest_marker("large")}
     tests = collections.Counter(item.path for item in items)
-    items.sort(key=lambda item: (item.path not in real, -tests[item.path]))
+    place = {name: number for number, name in enumerate(LONGEST)}
+
+    def order(item):
+        is_other = not (item.path in real and config.getoption("--run-large"))
+        return is_other, place.get(item.path.stem, len(place)), -tests[item.path]
+
+    items.sort(key=order)
     for item in items:
         if is_large(item, backend):
             item.add_marker("large")

@@ -318,7 +318,7 @@ def test_what_does_not_alternate_stays_with_the_task():
 UNEVEN = take(ROWS, [0, 1, 3, 4, 2, 5])  # micro-batches of three pairs and of one
 
 
-@pytest.mark.thorough("objective1-fused-1")
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "objective, connection, epochs",
     [

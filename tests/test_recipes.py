@@ -167,7 +167,7 @@ def plain_step():
     return expected, weights
 
 
-@pytest.mark.thorough(*UNLIKE)
+@pytest.mark.thorough("cc", "contrastive")
 @pytest.mark.parametrize("name", NAMES)
 def test_english_rows_alone_train_as_plain_fine_tuning(name):
     loss, weights = plain_step()
@@ -191,7 +191,7 @@ def test_english_rows_alone_train_as_plain_fine_tuning(name):
         assert not connected.moved(after, connected.weights(model))
 
 
-@pytest.mark.thorough(*UNLIKE)
+@pytest.mark.thorough("cc", "contrastive")
 @pytest.mark.parametrize("name", NAMES)
 def test_the_pivot_text_of_english_rows_changes_nothing(name):
     recipe, model = recipes.get(name), build(name)

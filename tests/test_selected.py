@@ -170,6 +170,7 @@ class TestConnectedPass:
         close(found["selection"], expected["selection"])
         assert not np.isfinite(connected.to_numpy(model(tensors(x), training=True)["logits"])).all()
 
+    @pytest.mark.thorough
     def test_the_noise_is_drawn_anew_each_step_and_follows_the_seed(self):
         x, y, weights = tiny.batch()
 

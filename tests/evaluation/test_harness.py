@@ -425,6 +425,7 @@ def evaluate(folder, lm, **options):
 
 
 class TestTheHarnessOwnTasks:
+    @pytest.mark.thorough
     def test_all_of_them(self, lm, tmp_path, monkeypatch):
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
         found = evaluate(tmp_path, lm)
