@@ -18,7 +18,7 @@ from typing import Any, cast
 import numpy as np
 
 from keras_cc.data import columns, sources
-from keras_cc.data.widths import Shape, Shapes
+from keras_cc.data.widths import MAX_SHAPES, Shape, Shapes
 
 Batch = tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]
 
@@ -51,6 +51,7 @@ class PreparedBatches:
             pass, and rows that do not fill a batch come last, as without it.
         seed: int. Seed of the orders. `None` draws one from NumPy's generator, which
             `keras.utils.set_random_seed` seeds.
+        most_shapes: int. How many shapes batches of text come in, see there.
         accumulate: int. The optimizer's `gradient_accumulation_steps`.
         alternate: bool. Whether optimizer steps take turns between the task and the objectives
             that alternate with it.
@@ -105,6 +106,7 @@ class PreparedBatches:
         shuffle: bool = False,
         seed: int | None = None,
         group: bool = False,
+        most_shapes: int = MAX_SHAPES,
         accumulate: int | None = 1,
         alternate: bool = False,
         align_all: bool = False,
@@ -126,7 +128,7 @@ class PreparedBatches:
             self._seed = int(np.random.randint(2**31)) if seed is None else seed
         self._packs = getattr(prepare, "padding", None) == "longest"
         self._groups = group and self._packs and self._source.is_text
-        self._shapes = Shapes()
+        self._shapes = Shapes(most_shapes)
         self.token_count = self.padding_count = 0  # of targets and pivots, batch by batch
         self._id_column = getattr(prepare, "id_column", "id")
         self._ids: dict[int, str] = {}  # of streamed rows, by number

@@ -3,6 +3,7 @@
 import bisect
 import collections
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -10,6 +11,8 @@ from typing import NamedTuple
 MIN_WIDTH = 16
 #: Shapes that a source's batches take before those that are there are used again; see `Shapes`.
 MAX_SHAPES = 4
+#: Training steps that a shape must serve: to compile it takes as long as ten to twenty of them.
+STEPS_PER_SHAPE = 40
 
 
 def width_of(length: int, least: int = MIN_WIDTH) -> int:
@@ -39,6 +42,11 @@ def ladder(most: int, widths: Sequence[int] | None = None) -> tuple[int, ...]:
 def rung(length: int, widths: Sequence[int]) -> int:
     """The least of ascending `widths` that holds `length` tokens."""
     return widths[bisect.bisect_left(widths, length)]
+
+
+def shapes_for(steps: "int | float | None") -> int:
+    """How many shapes are worth compiling for so many steps; None: nobody knows how many."""
+    return max(1, int(min(MAX_SHAPES, (steps or math.inf) // STEPS_PER_SHAPE)))
 
 
 class Shape(NamedTuple):

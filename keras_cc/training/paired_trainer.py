@@ -8,6 +8,8 @@ from keras_cc import losses
 from keras_cc.backbones import surgery
 from keras_cc.data.batches import PreparedBatches
 from keras_cc.data.feeding import StepCounter, as_keras_data
+from keras_cc.data.sources import make_source
+from keras_cc.data.widths import shapes_for
 from keras_cc.objectives import get_all as get_objectives
 from keras_cc.passes import pairing
 from keras_cc.passes.positions import gather
@@ -261,13 +263,17 @@ class PairedTrainer(keras.Model):
         model.fit(keras_cc.data.load_jsonl("train.jsonl"), batch_size=8, epochs=3)
         ```
         """
+        source = make_source(_source(x, y, sample_weight), batch_size)
+        steps = source.num_batches() if steps_per_epoch is None else steps_per_epoch
+        steps = None if steps is None else epochs * steps
         batches = PreparedBatches(
-            _source(x, y, sample_weight),
+            source,
             self.preprocessor,
             batch_size=batch_size,
             shuffle=shuffle,
             seed=seed,
             group=shuffle,
+            most_shapes=shapes_for(steps),
             accumulate=self._accumulation_steps(),
             alternate=any(objective.alternating for objective in self.objectives),
             align_all=self.connection is not None and self.connection.aligns_all,

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keras_cc.data.widths import MAX_SHAPES, Shape, Shapes, ladder, rung, width_of
+from keras_cc.data.widths import MAX_SHAPES, Shape, Shapes, ladder, rung, shapes_for, width_of
 
 pytestmark = pytest.mark.once
 
@@ -26,6 +26,15 @@ def test_a_rung_is_the_least_width_that_holds(length, most):
     # No more than a third is padding, but for the narrowest.
     assert expected <= max(16, length * 3 / 2)
     assert expected == most or expected == width_of(length)
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [(1, 1), (10, 1), (79, 1), (80, 2), (140, 3), (10_000, MAX_SHAPES), (None, MAX_SHAPES)],
+)
+def test_few_steps_are_worth_few_shapes(steps, expected):
+    assert shapes_for(steps) == expected
+    assert shapes_for(float("inf")) == MAX_SHAPES
 
 
 shapes_needed = st.lists(
