@@ -117,7 +117,7 @@ def test_several_steps_at_once():
 # ---------------------------------------------------------------- samples
 
 
-@pytest.mark.thorough("connected")
+@pytest.mark.thorough
 @pytest.mark.parametrize("pivots", [None, PIVOTS], ids=["monolingual", "connected"])
 def test_samples_are_those_of_the_weights_at_that_step(pivots):
     model, look = make(), samples(pivot_prompts=pivots)
