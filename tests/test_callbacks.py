@@ -61,7 +61,7 @@ class Losses(keras.callbacks.Callback):
 # ---------------------------------------------------------------- training does not notice
 
 
-@pytest.mark.thorough("fused-options0")
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("connection", "options"),
     [("fused", {}), ("selected", {}), ("fused", {"run_eagerly": False})][: 2 if JAX else 3],
@@ -88,7 +88,7 @@ def test_training_goes_on_exactly_as_without(connection, options):
 # ---------------------------------------------------------------- when they look
 
 
-@pytest.mark.thorough("3-steps2")
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("every", "steps"),
     [("epoch", [0, 2, 4, 6]), (1, [0, 1, 2, 3, 4, 5, 6]), (3, [0, 3, 6]), (9, [0])],
@@ -117,7 +117,7 @@ def test_several_steps_at_once():
 # ---------------------------------------------------------------- samples
 
 
-@pytest.mark.thorough("connected")
+@pytest.mark.thorough
 @pytest.mark.parametrize("pivots", [None, PIVOTS], ids=["monolingual", "connected"])
 def test_samples_are_those_of_the_weights_at_that_step(pivots):
     model, look = make(), samples(pivot_prompts=pivots)
@@ -157,6 +157,7 @@ def test_the_connected_path_says_something_else():
     assert alone.history != paired.history
 
 
+@pytest.mark.thorough
 def test_the_models_own_sampler_stays():
     model = make(sampler=keras_hub.samplers.TopKSampler(k=5, seed=1))
     model.generate(PROMPTS, LENGTH)
@@ -224,6 +225,7 @@ def test_statistics_are_the_atlas_of_that_step():
     np.testing.assert_allclose(history["rows_alignment_error"], errors)
 
 
+@pytest.mark.thorough
 def test_the_last_look_of_an_epoch_goes_into_its_logs():
     model, watch = make(), GateStatistics(ROWS, every=3)
     history = fit(model, watch, epochs=2)
@@ -232,6 +234,7 @@ def test_the_last_look_of_an_epoch_goes_into_its_logs():
     np.testing.assert_allclose(history["rows_gate"], [by_step[0], by_step[3]])
 
 
+@pytest.mark.thorough
 def test_without_a_transform_and_with_a_fixed_gate():
     model = make(keras_cc.FusedConnection(gate=0.25, transform=None))
     watch = GateStatistics(ROWS)
@@ -249,6 +252,7 @@ def test_any_rows_that_fit_takes():
     assert watch.history[:2] == prepared.history and len(watch.history) == 4
 
 
+@pytest.mark.thorough
 def test_of_the_published_connection_it_is_what_is_selected():
     model, watch = make("selected"), GateStatistics(ROWS)
     history = fit(model, watch, epochs=1)
@@ -387,6 +391,7 @@ def test_prompts(arguments, message):
         SampleGenerations(*arguments)
 
 
+@pytest.mark.thorough
 def test_what_cannot_be_shown_is_refused_before_the_first_step():
     plain, model = make(None), make()
     before = [connected.weights(plain), connected.weights(model)]

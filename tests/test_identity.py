@@ -44,7 +44,7 @@ def assert_close(actual, expected, scale=1e-5, message=""):
 class TestUntouched:
     """A gate of 0 and the transform as it starts are the stock model."""
 
-    @pytest.mark.thorough("gemma3")
+    @pytest.mark.thorough
     @pytest.mark.parametrize("family", ["llama3", "gemma3"])
     def test_logits_and_gradients_are_the_stock_models(self, family):
         x, y, sample_weight = tiny.batch()

@@ -282,6 +282,7 @@ def saved(tmp_path_factory):
     return expected, loaded
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("family, with_preprocessor", KINDS)
 def test_a_keras_file_loads_in_a_fresh_process(saved, family, with_preprocessor):
     expected, loaded = saved

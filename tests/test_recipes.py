@@ -22,8 +22,6 @@ NAMES = (
     "cc_transform_only", "cc_translation", "cc_published", "dft", "dft_logit", "contrastive",
     "afp", "incline", "xtransplant",
 )  # fmt: skip
-# One of each kind: no connection, the two connections, both objectives, both interventions.
-UNLIKE = ("sft", "cc", "cc_published", "dft", "contrastive", "incline", "xtransplant")
 ROWS = [
     {"id": "fox", "lang": "tr", "instruction": "hızlı tilki", "output": "evet",
      "instruction_en": "the fox", "output_en": "yes"},
@@ -119,7 +117,7 @@ def backbone_paths():
 # ---------------------------------------------------------------- the five lines
 
 
-@pytest.mark.thorough(*UNLIKE)
+@pytest.mark.thorough("cc", "cc_published", "contrastive", "incline")
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_lines_serve_every_recipe(name):
     found = run(name)

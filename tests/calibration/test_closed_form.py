@@ -477,6 +477,7 @@ def test_a_bad_ridge_is_refused_before_the_data_is_read():
     assert read == []
 
 
+@pytest.mark.thorough
 def test_incline_is_fitted_on_the_states_that_it_is_applied_to():
     """Beside a selected connection, `z` at inference is of the pass with the addition."""
     model = CCCausalLM(tiny.causal_lm(), "selected")

@@ -124,6 +124,7 @@ def test_a_connected_model_answers_untransformed(connection):
     assert answers != transformed
 
 
+@pytest.mark.thorough
 @cut
 def test_the_users_sampler_is_not_used_and_not_lost(shared, real_generation):
     model = make(sampler=keras_hub.samplers.RandomSampler(seed=1))

@@ -61,7 +61,7 @@ def check(model, result, grid):
 # ---------------------------------------------------------------- what it finds
 
 
-@pytest.mark.thorough("ffn")
+@pytest.mark.thorough
 @pytest.mark.parametrize("site", ["ffn", "attention"])
 def test_every_pair_of_layers(site):
     grid = {"source_layer": range(2), "target_layer": [1, 0]}
@@ -72,6 +72,7 @@ def test_every_pair_of_layers(site):
     check(model, result, grid)
 
 
+@pytest.mark.thorough
 def test_one_option_alone_and_negative_layers():
     grid = {"target_layer": (-1, -2)}
     model = make(XTransplant(-2, 0))

@@ -192,6 +192,7 @@ class TestGradients:
         assert not values.any() and not counts.any()
         assert not any(g.any() for g in state_gradients(objective, states).values())
 
+    @pytest.mark.thorough
     def test_descent_finds_every_pair(self):
         objective, states = Contrastive(layer=0), pack(make_rows([(4, 4)] * 4, seed=4))
         first = result(objective, states)[0].sum()
