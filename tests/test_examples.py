@@ -58,6 +58,7 @@ def test_train_gemma(tiny_demo, tmp_path, capsys):
     assert (tmp_path / "merged" / "model.weights.h5").exists()
 
 
+@pytest.mark.thorough
 def test_train_gemma_on_a_file_and_with_lora(tiny_demo, tmp_path):
     pytest.importorskip("tyro", reason="the examples parse their flags with tyro")
     import train_gemma
@@ -80,10 +81,19 @@ def test_train_gemma_on_a_file_and_with_lora(tiny_demo, tmp_path):
     train_gemma.main(arguments)
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:.*(rows are left out|is probably cut|were truncated)")
 @pytest.mark.filterwarnings("ignore:.*are not determined in every direction")
 @pytest.mark.parametrize(
-    "recipe", ["translation_sft", "distilled_sft", "cc_published", "contrastive", "incline"]
+    "recipe",
+    [
+        "cc_published",
+        "incline",
+        *(
+            pytest.param(name, marks=pytest.mark.large)
+            for name in ("translation_sft", "distilled_sft", "contrastive")
+        ),
+    ],
 )
 def test_train_gemma_recipes(recipe, tiny_demo, tmp_path, capsys, monkeypatch):
     pytest.importorskip("tyro", reason="the examples parse their flags with tyro")
@@ -99,6 +109,7 @@ def test_train_gemma_recipes(recipe, tiny_demo, tmp_path, capsys, monkeypatch):
     assert ("english_answers.jsonl" in saved) == (recipe == "distilled_sft")
 
 
+@pytest.mark.thorough
 def test_train_gemma_chooses_layers_on_the_untuned_model(tiny_demo, tmp_path, capsys):
     pytest.importorskip("tyro", reason="the examples parse their flags with tyro")
     before, after = run_recipe("xtransplant", tmp_path, steps=0)
@@ -125,6 +136,7 @@ def run_recipe(recipe, folder, steps=2):
     return train_gemma.main(arguments)
 
 
+@pytest.mark.once
 def test_train_llama_defaults(tiny_demo):
     pytest.importorskip("tyro", reason="the examples parse their flags with tyro")
     import train_llama
@@ -133,6 +145,7 @@ def test_train_llama_defaults(tiny_demo):
     assert train_llama.Arguments().template == "chatml"
 
 
+@pytest.mark.once
 def test_flags_are_parsed():
     tyro = pytest.importorskip("tyro", reason="the examples parse their flags with tyro")
     sys.path.insert(0, str(EXAMPLES))
@@ -153,6 +166,7 @@ def test_flags_are_parsed():
         train_gemma.main(train_gemma.Arguments(recipe="magic"))
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:.*is probably cut")
 def test_compare(tiny_demo, tmp_path, capsys):
     pytest.importorskip("tyro", reason="the examples parse their flags with tyro")
@@ -178,6 +192,7 @@ def test_compare(tiny_demo, tmp_path, capsys):
     assert "3 cells, 0 to run" in capsys.readouterr().out
 
 
+@pytest.mark.once
 def test_compare_asks_for_each_cell_once(tiny_demo):
     pytest.importorskip("tyro", reason="the examples parse their flags with tyro")
     import compare
@@ -186,6 +201,7 @@ def test_compare_asks_for_each_cell_once(tiny_demo):
     assert [(cell.recipe, cell.seed) for cell in cells] == [("untuned", 0), ("sft", 0), ("sft", 1)]
 
 
+@pytest.mark.large
 def test_notebook(tmp_path):
     nbformat = pytest.importorskip("nbformat", reason="needs nbclient to run the notebook")
     nbclient = pytest.importorskip("nbclient", reason="needs nbclient to run the notebook")

@@ -1,7 +1,6 @@
 """`augment_with_translation`: which rows it makes of pairs, which it leaves out and says so."""
 
 import copy
-import doctest
 import warnings
 
 import pytest
@@ -10,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_cc import CCPreprocessor
-from keras_cc.data import augment_with_translation, translation
+from keras_cc.data import augment_with_translation
 
 pytestmark = pytest.mark.once
 
@@ -64,11 +63,6 @@ def test_a_made_row_is_a_plain_row_to_the_preprocessor():
     x, _, _ = CCPreprocessor(tiny_tokenizers.gemma_tokenizer(), 128)([paired, *made])
     assert x["pivot_padding_mask"].any(axis=1).tolist() == [True, False, False, False]
     assert all("instruction_en" not in row and "answers" not in row for row in made)
-
-
-def test_the_docstring_runs():
-    assert doctest.testmod(translation).attempted > 0
-    assert doctest.testmod(translation).failed == 0
 
 
 class TestEnglishRows:
