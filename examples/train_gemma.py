@@ -68,7 +68,7 @@ class Arguments:
 
 
 #: What `--quick` changes, where it is not asked for by a flag of its own.
-QUICK = {"languages": ("tr", "en"), "steps": 10, "held_out": 8}
+QUICK = {"languages": ("tr", "en"), "steps": 10, "batch_size": 4, "held_out": 8}
 
 
 def load_rows(args):

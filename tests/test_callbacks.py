@@ -195,6 +195,7 @@ def test_what_is_shown():
     assert look.history == [(0, texts)]
 
 
+@pytest.mark.thorough
 def test_it_is_shown_on_the_standard_output(capsys):
     fit(make(), SampleGenerations("the quick fox", max_length=LENGTH), epochs=1)
     shown = capsys.readouterr().out
@@ -204,6 +205,7 @@ def test_it_is_shown_on_the_standard_output(capsys):
 # ---------------------------------------------------------------- gates
 
 
+@pytest.mark.thorough
 def test_statistics_are_the_atlas_of_that_step():
     model, watch = make(), GateStatistics(ROWS, batch_size=2)
     history = fit(model, watch, epochs=2)
@@ -281,6 +283,7 @@ def tensors_of(folder):
     }
 
 
+@pytest.mark.thorough
 def test_samples_in_tensorboard(tmp_path):
     pytest.importorskip("tensorboard")
     model, look = make(), samples(log_dir=tmp_path)
@@ -296,7 +299,7 @@ def test_samples_in_tensorboard(tmp_path):
     assert metadata.plugin_data.plugin_name == "text"
 
 
-@pytest.mark.thorough("dimension")
+@pytest.mark.thorough
 @pytest.mark.parametrize("gate", ["dimension", "layer"])
 def test_gates_in_tensorboard(tmp_path, gate):
     pytest.importorskip("tensorboard")
@@ -347,7 +350,7 @@ events.close()
 """
 
 
-@pytest.mark.thorough
+@pytest.mark.large
 @pytest.mark.skipif(BACKEND == "tensorflow", reason="TensorFlow is the backend at hand")
 def test_tensorboard_needs_no_tensorflow(tmp_path):
     pytest.importorskip("tensorboard")

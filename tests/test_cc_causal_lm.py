@@ -287,6 +287,7 @@ def test_one_batch_is_overfitted_on_both_paths():
     assert after["token_accuracy"] == 1
 
 
+@pytest.mark.thorough
 def test_the_order_of_rows_is_drawn_from_the_seed():
     runs = []
     for seed in (0, 0, 1):

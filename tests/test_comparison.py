@@ -318,7 +318,7 @@ class TestResuming:
 @pytest.mark.filterwarnings("ignore:.*(rows are left out|is probably cut|were truncated)")
 @pytest.mark.filterwarnings("ignore:.*are not determined in every direction")
 class TestRun:
-    @pytest.mark.thorough("cc")
+    @pytest.mark.thorough
     @pytest.mark.parametrize("recipe", ["sft", "cc", "cc_published", "xtransplant"])
     def test_a_cell_holds_what_a_report_needs(self, recipe, tiny_demo):
         cell = comparison.run(Experiment(recipe, **SMALL), verbose=0)

@@ -181,16 +181,17 @@ def test_what_is_padded_already_is_taken_as_it_is():
     assert {x["pivot_token_ids"].shape[1] for x, _, _ in batches} == {256}
 
 
+@pytest.mark.thorough("fused")
 @pytest.mark.parametrize("connection", ["fused", "selected", None])
 def test_losses_are_those_of_max_length(connection):
     """In the rows' own order, where both paddings have the same batches."""
-    found = []
+    rows, found = ROWS[:10] + ENGLISH[:2], []
     for padding in ("longest", "max_length"):
         options = {} if connection != "fused" else {"dropout": 0.0}
         chosen = FusedConnection(**options) if connection == "fused" else connection
         made = model(padding, chosen)
-        history = made.fit(ROWS + ENGLISH, batch_size=6, epochs=2, shuffle=False, verbose=0)
-        scores = made.evaluate(ROWS + ENGLISH, batch_size=6, verbose=0, return_dict=True)
+        history = made.fit(rows, batch_size=6, epochs=2, shuffle=False, verbose=0)
+        scores = made.evaluate(rows, batch_size=6, verbose=0, return_dict=True)
         found.append((history.history, scores))
     (history, scores), (whole_history, whole_scores) = found
     assert history.keys() == whole_history.keys()
@@ -200,6 +201,17 @@ def test_losses_are_those_of_max_length(connection):
         assert value == pytest.approx(whole_scores[name], rel=1e-4), name
 
 
+def seen_widths(run, widths):
+    """`run`, and each width that it is called with."""
+
+    def spy(model, inputs, scope, *args, **kwargs):
+        widths.add(inputs["token_ids"].shape[1])
+        return run(model, inputs, scope, *args, **kwargs)
+
+    return spy
+
+
+@pytest.mark.thorough("selected")
 @pytest.mark.parametrize("kind", ["selected", "incline"])
 def test_answers_are_those_of_max_length(kind):
     """Where a pass over the prompt comes before the answer, it is as wide as the prompts are."""
@@ -213,22 +225,18 @@ def test_answers_are_those_of_max_length(kind):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # few rows: not determined in every direction
             made.fit_transform(ROWS, ridge=0.1, verbose=0)
-        widths, run = collections.Counter(), runs.run
-
-        def spy(model, inputs, scope, *args, run=run, widths=widths, **kwargs):
-            widths[inputs["token_ids"].shape[1]] += 1
-            return run(model, inputs, scope, *args, **kwargs)
-
+        widths = set()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(runs, "run", spy)
+            patch.setattr(runs, "run", seen_widths(runs.run, widths))
             seen.append(made.generate(prompts, max_length=240))
         needed = max(len(ids) for ids in made.preprocessor.prompt_ids(prompts))
         expected = min(n for n in (16, 24, 32, 48, 64, 96, 128) if n >= needed)
-        assert set(widths) == ({expected} if padding == "longest" else {240})
+        assert widths == ({expected} if padding == "longest" else {240})
     assert seen[0] == seen[1]
     assert len(set(seen[0])) == 3
 
 
+@pytest.mark.thorough
 def test_shapes_that_are_compiled_are_few(capsys):
     """A fit of texts of all lengths: no more shapes than the cap, and the share is said once."""
     shapes = collections.Counter()

@@ -165,7 +165,7 @@ def plain_step():
     return expected, weights
 
 
-@pytest.mark.thorough("cc", "contrastive")
+@pytest.mark.thorough("contrastive")
 @pytest.mark.parametrize("name", NAMES)
 def test_english_rows_alone_train_as_plain_fine_tuning(name):
     loss, weights = plain_step()
@@ -209,7 +209,7 @@ def test_the_pivot_text_of_english_rows_changes_nothing(name):
     connected.assert_weights_equal(connected.weights(model), run(name).trained, atol=1e-6)
 
 
-@pytest.mark.thorough("xtransplant")
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["cc_published", "incline", "xtransplant"])
 def test_finishing_passes_english_rows_over(name):
     model = build(name)

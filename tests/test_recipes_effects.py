@@ -284,6 +284,7 @@ def test_xtransplant_needs_development_rows(dev_rows):
     assert model.intervention is None  # refused before anything is changed
 
 
+@pytest.mark.thorough
 def test_xtransplant_moves_what_differs_and_no_english_row():
     model = build("xtransplant")
     x, _, _ = model.preprocessor(ROWS)

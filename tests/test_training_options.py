@@ -74,7 +74,7 @@ def test_lora_trains_together_with_the_connection_and_nothing_else(family, when)
 # ---------------------------------------------------------------- gradient accumulation
 
 
-@pytest.mark.thorough("gemma3-bypass")
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("family", "without_pivot"), [("llama3", "bypass"), ("gemma3", "bypass"), ("llama3", "align")]
 )

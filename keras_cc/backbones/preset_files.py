@@ -74,7 +74,10 @@ def read_preset(
         if sequence_length is not None:
             preprocessor.sequence_length = sequence_length
     options = {} if dtype is None else {"dtype": dtype}
-    causal_lm = keras_hub.models.CausalLM.from_preset(path, preprocessor=preprocessor, **options)
+    causal_lm = keras_hub.models.CausalLM.from_preset(path, preprocessor=None, **options)
+    # Not at once: KerasHub would read its vocabulary again, 4 s for Gemma's 262,144 pieces.
+    if preprocessor is not None:
+        causal_lm.preprocessor = preprocessor
     surgery.quantise_weights_only(causal_lm.backbone)
     return causal_lm, tokenizer
 

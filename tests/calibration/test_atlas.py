@@ -232,6 +232,7 @@ def test_to_dict_is_json(connection, keys):
         np.testing.assert_array_equal(found["gate_by_dimension"], atlas.gate_by_dimension)
 
 
+@pytest.mark.thorough
 def test_rows_come_as_columns_or_from_a_generator_too():
     model = make("fused")
     columns = {name: [row[name] for row in ROWS] for name in ROWS[0]}
@@ -280,6 +281,7 @@ class TestRefused:
         assert gate_atlas(model, ROWS[:1], verbose=0).rows == {"tr": 1}
 
 
+@pytest.mark.thorough
 def test_progress_is_shown_where_asked(capsys):
     keras.utils.enable_interactive_logging()
     model = make("fused")

@@ -178,7 +178,7 @@ def test_the_last_prompt_tokens_alone_give_another_transform():
         assert np.abs(matrix - matrices(at_last)[path]).max() > 0.01
 
 
-@pytest.mark.thorough("auto")
+@pytest.mark.thorough
 @pytest.mark.parametrize("ridge", [0, "auto"])
 def test_batches_of_any_size_give_the_same(ridge):
     one = fused_model()
@@ -204,7 +204,7 @@ def alignment_loss(model, rows=ROWS):
     return model.evaluate(x, y, sample_weight=weights, **options)["alignment_loss"]
 
 
-@pytest.mark.thorough
+@pytest.mark.large
 @settings(max_examples=6, deadline=None, derandomize=True)
 @given(
     ridge=st.one_of(st.sampled_from(["auto", 0, 1e3]), st.floats(-9, 2).map(lambda k: 10**k)),
@@ -325,6 +325,7 @@ def test_a_bfloat16_model_is_fitted_in_float32():
         np.testing.assert_allclose(matrix, found.matrix, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.thorough
 def test_strings_and_a_generator():
     rows = [
         {"instruction": f"the {a} {b}", "output": "yes", "instruction_en": f"a {b} {a}"}
@@ -457,6 +458,7 @@ def test_data_without_a_pivot():
 # ---------------------------------------------------------------- progress
 
 
+@pytest.mark.thorough
 def test_progress_is_shown_and_can_be_left_out(capsys):
     model = fused_model()
     fit(model, ridge=1e-3, verbose=0)

@@ -112,7 +112,7 @@ def test_answers_are_the_models_own_one_by_one(shared):
     assert len(set(alone)) == 4 and not set(alone) & set(outputs(ROWS))
 
 
-@pytest.mark.thorough("selected")
+@pytest.mark.thorough
 @cut
 @pytest.mark.parametrize("connection", ["fused", "selected"])
 def test_a_connected_model_answers_untransformed(connection):

@@ -100,6 +100,7 @@ class TestLogLikelihoods:
         found = lm.loglikelihood(instances("loglikelihood", ("", " fox"), (" ", "fox")))
         assert [total for total, _ in found] == [expected.total] * 2
 
+    @pytest.mark.thorough
     def test_order_and_cache(self, lm):
         pairs = [("a", "b"), ("a longer one", " of the two"), ("a", "c")]
         cache = Cache()
@@ -472,6 +473,7 @@ class TestTheHarnessOwnTasks:
             ]
         )
 
+    @pytest.mark.thorough
     def test_responses_are_kept(self, lm, tmp_path, monkeypatch):
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
         manager, kept = write_tasks(tmp_path), str(tmp_path / "kept")

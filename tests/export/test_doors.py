@@ -167,6 +167,7 @@ def presets(tmp_path_factory):
     return folder, expected, found, elsewhere
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("family", PRESETS)
 def test_a_preset_in_a_fresh_process(presets, family):
     _, expected, found, _ = presets

@@ -83,7 +83,7 @@ def test_one_option_alone_and_negative_layers():
     np.testing.assert_allclose(result.losses, same.losses, rtol=1e-6)
 
 
-@pytest.mark.thorough("fused")
+@pytest.mark.thorough
 @pytest.mark.parametrize("connection", [None, "fused"])
 def test_sigmas(connection):
     connection = FusedConnection(dropout=0.0) if connection else None
@@ -122,7 +122,7 @@ def test_the_best_one_is_what_the_model_then_generates():
     assert model.generate("the quick", **prompt) == after
 
 
-@pytest.mark.thorough("5")
+@pytest.mark.thorough
 @pytest.mark.parametrize("batch_size", [1, 5])
 def test_batches_of_any_size_give_the_same(batch_size):
     grid = {"source_layer": [0, 1]}
@@ -131,6 +131,7 @@ def test_batches_of_any_size_give_the_same(batch_size):
     np.testing.assert_allclose(one.baseline, other.baseline, rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_no_weight_changes_and_progress_can_be_left_out(capsys):
     model = make(Incline(0.1))
     before = connected.weights(model)

@@ -290,7 +290,7 @@ class TestConnected:
 
 
 class TestSaving:
-    @pytest.mark.thorough
+    @pytest.mark.large
     def test_a_saved_model_gives_equal_outputs_in_another_process(self, tmp_path):
         inputs = keras.Input((LENGTH, INNER), name="inputs")
         outputs = {"gate": DecisionGate("layer")(inputs, inputs[:, :1])}

@@ -86,7 +86,7 @@ class TestInference:
         np.testing.assert_array_equal(after[[0, 2]], before[[0, 2]])
         assert (after[1] != before[1]).any()
 
-    @pytest.mark.thorough
+    @pytest.mark.large
     def test_a_saved_layer_chooses_the_same(self, tmp_path):
         activations, embedding = inputs(20)
         layer = filled(temperature=0.5)

@@ -358,7 +358,7 @@ class TestPool:
             assert not target[:, : left + 1].any()
 
 
-@pytest.mark.thorough("nce")
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "objective", [DFT(), DFT("logit"), Contrastive()], ids=["dft", "logit", "nce"]
 )
