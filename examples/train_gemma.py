@@ -67,8 +67,16 @@ class Arguments:
     """Seed of the rows' order, and of connection dropout."""
 
 
-#: What `--quick` changes, where it is not asked for by a flag of its own.
+#: What `--quick` changes, where no flag says otherwise.
 QUICK = {"languages": ("tr", "en"), "steps": 10, "batch_size": 4, "held_out": 8}
+
+
+def parse(of, line=None):
+    """The arguments of a command line (default: of this process) for a class of them."""
+    args = tyro.cli(of, args=line)
+    if args.quick:
+        args = tyro.cli(of, args=line, default=dataclasses.replace(of(), **QUICK))
+    return args
 
 
 def load_rows(args):
@@ -239,10 +247,6 @@ def copy_of(intervention):
 def main(args):
     """Run the whole of it."""
     start = time.time()
-    if args.quick:
-        defaults = type(args)()
-        changed = {k: v for k, v in QUICK.items() if getattr(args, k) == getattr(defaults, k)}
-        args = dataclasses.replace(args, **changed)
     keras.utils.set_random_seed(args.seed)
     print(f"Loading {args.preset}")
     recipe = keras_cc.recipes.get(args.recipe)
@@ -311,4 +315,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    main(parse(Arguments))

@@ -10,7 +10,6 @@ import dataclasses
 import pathlib
 
 import train_gemma
-import tyro
 
 
 @dataclasses.dataclass
@@ -28,4 +27,4 @@ class Arguments(train_gemma.Arguments):
 
 
 if __name__ == "__main__":
-    train_gemma.main(tyro.cli(Arguments))
+    train_gemma.main(train_gemma.parse(Arguments))

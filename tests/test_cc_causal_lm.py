@@ -119,7 +119,7 @@ def test_the_progress_bar_shows_the_parts(capsys):
 # ---------------------------------------------------------------- what data looks like
 
 
-@pytest.mark.thorough("llama3")
+@pytest.mark.thorough
 @pytest.mark.parametrize("family", ["llama3", "gemma3"])
 def test_raw_rows_train_as_the_arrays_that_the_preprocessor_makes_of_them(family):
     results = []

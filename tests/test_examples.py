@@ -58,6 +58,22 @@ def test_train_gemma(tiny_demo, tmp_path, capsys):
     assert (tmp_path / "merged" / "model.weights.h5").exists()
 
 
+@pytest.mark.once
+def test_quick_changes_what_no_flag_says(monkeypatch):
+    pytest.importorskip("tyro", reason="the examples parse their flags with tyro")
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import train_gemma
+
+    def parse(line):
+        return train_gemma.parse(train_gemma.Arguments, line.split())
+
+    default, quick = train_gemma.Arguments(), parse("--quick")
+    assert parse("") == default
+    assert quick.quick and quick.steps < default.steps and quick.languages == ("tr", "en")
+    said = parse("--quick --steps 80 --languages sw")
+    assert (said.steps, said.languages, said.held_out) == (80, ("sw",), quick.held_out)
+
+
 @pytest.mark.thorough
 def test_train_gemma_on_a_file_and_with_lora(tiny_demo, tmp_path):
     pytest.importorskip("tyro", reason="the examples parse their flags with tyro")

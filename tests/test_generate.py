@@ -99,6 +99,7 @@ def test_connected_generation(family, alignment, seen_ids):
     np.testing.assert_array_equal(greedy_by_hand(model, PROMPTS)[1], connected_ids[1])
 
 
+@pytest.mark.thorough
 def test_connected_generation_through_the_preprocessor_of_gemma3(seen_ids):
     model = make("gemma3", with_preprocessor=True, initial_gate=0.6)
     model.generate(PROMPTS, LENGTH, pivot_prompts=PIVOTS, stop_token_ids=None)

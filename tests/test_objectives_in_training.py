@@ -261,7 +261,7 @@ class ByHand:
         return connected.weights(model)
 
 
-@pytest.mark.thorough("fused-1")
+@pytest.mark.thorough
 @pytest.mark.parametrize("fits", [1, 2])
 @pytest.mark.parametrize("connection", [None, "fused"])
 def test_steps_take_turns_across_epochs_and_fits(connection, fits):

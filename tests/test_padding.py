@@ -3,6 +3,7 @@
 import collections
 import warnings
 
+import connected
 import keras
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def model(padding, connection="fused"):
     keras.utils.set_random_seed(7)
     causal_lm = tiny.causal_lm("llama3", vocabulary_size=TOKENIZER.vocabulary_size())
     made = CCCausalLM(causal_lm, connection, preprocessor=preprocessor(padding))
-    made.compile(keras.optimizers.SGD(0.02))
+    made.compile(keras.optimizers.SGD(0.02), **connected.QUICK)
     return made
 
 
@@ -211,7 +212,7 @@ def seen_widths(run, widths):
     return spy
 
 
-@pytest.mark.thorough("selected")
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["selected", "incline"])
 def test_answers_are_those_of_max_length(kind):
     """Where a pass over the prompt comes before the answer, it is as wide as the prompts are."""

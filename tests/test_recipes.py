@@ -165,7 +165,7 @@ def plain_step():
     return expected, weights
 
 
-@pytest.mark.thorough("contrastive")
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", NAMES)
 def test_english_rows_alone_train_as_plain_fine_tuning(name):
     loss, weights = plain_step()

@@ -251,6 +251,7 @@ def test_incline_fits_matrices_and_chooses_sigma():
     )
 
 
+@pytest.mark.thorough
 def test_incline_keeps_its_sigma_without_development_rows():
     model = build("incline")
     fit(model, ROWS, steps=2)
@@ -262,6 +263,7 @@ def test_incline_keeps_its_sigma_without_development_rows():
         connected.assert_weights_equal(connected.weights(model), run("incline").finished, atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_xtransplant_takes_the_best_pair_of_layers():
     model, search = run("xtransplant").model, run("xtransplant").found["search"]
     pairs = [(c["source_layer"], c["target_layer"]) for c in search.candidates]

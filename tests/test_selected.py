@@ -107,7 +107,7 @@ def fit(model, x, y, weights, **kwargs):
 
 
 class TestConnectedPass:
-    @pytest.mark.thorough("0.4")
+    @pytest.mark.thorough
     @pytest.mark.parametrize("temperature", [1.0, 0.4])
     def test_a_training_step(self, temperature, fixed_noise):
         model = make(temperature=temperature)
@@ -624,7 +624,7 @@ class TestFiles:
 
 
 class TestTrainingOptions:
-    @pytest.mark.thorough("compiled")
+    @pytest.mark.thorough
     @pytest.mark.parametrize("when", ["before", "after", "compiled"])
     def test_lora(self, when):
         keras.utils.set_random_seed(0)

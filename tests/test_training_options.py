@@ -160,19 +160,24 @@ def test_float16_scales_the_loss(dtype):
 # ---------------------------------------------------------------- XLA on and off
 
 
-def test_compiled_and_eager_steps_agree():
-    ways = {"eager": {"run_eagerly": True}}
-    if BACKEND == "tensorflow":
-        ways["graph"] = {"jit_compile": False}
-    if BACKEND != "torch":  # there it takes minutes, for a stock model as well
-        ways["xla"] = {"jit_compile": True}
-    found = {}
-    for way, options in ways.items():
+WAYS = {
+    "tensorflow": [
+        pytest.param({"jit_compile": False}, id="graph"),
+        pytest.param({"jit_compile": True}, id="xla", marks=pytest.mark.large),
+    ],
+    "jax": [pytest.param({"jit_compile": True}, id="xla")],
+    "torch": [],  # there it takes minutes, for a stock model as well
+}
+
+
+@pytest.mark.parametrize("options", WAYS[BACKEND])
+def test_compiled_and_eager_steps_agree(options):
+    found = []
+    for way in (options, {"run_eagerly": True}):
         model = make()
-        model.compile(keras.optimizers.SGD(0.05), **options)
-        found[way] = fit(model, epochs=2)["loss"]
-    for way in ways:
-        np.testing.assert_allclose(found[way], found["eager"], rtol=1e-5)
+        model.compile(keras.optimizers.SGD(0.05), **way)
+        found.append(fit(model, epochs=2)["loss"])
+    np.testing.assert_allclose(*found, rtol=1e-5)
 
 
 # ---------------------------------------------------------------- losses that are not finite

@@ -102,7 +102,7 @@ TOKENIZERS = {"gemma2": "gemma"}
 
 
 class TestSelectedConnection:
-    @pytest.mark.thorough(*tiny.UNLIKE)
+    @pytest.mark.thorough("gemma3", "bloom")
     @pytest.mark.parametrize("name", tiny.FAMILIES)
     def test_connect_fit_generate_disconnect(self, name, monkeypatch):
         tokenizer = connected.tokenizer_of(TOKENIZERS.get(name, name))

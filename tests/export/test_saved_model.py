@@ -130,7 +130,8 @@ class TestGenerate:
         texts, errors = ask(folder, prompts)
         assert texts == answers(model, prompts) and not any(errors)
 
-    @pytest.mark.parametrize("length", [pytest.param(52, marks=pytest.mark.large), LENGTH])
+    @pytest.mark.large
+    @pytest.mark.parametrize("length", [52, LENGTH])
     def test_a_request_gives_its_own_max_length(self, exported, length):
         model, folder = exported
         texts, errors = ask(folder, PROMPTS, max_length=length)

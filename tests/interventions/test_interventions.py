@@ -277,7 +277,7 @@ def test_evaluation_is_of_the_intervention_at_hand():
     assert len({round(loss, 4) for loss in losses.values()}) == len(losses)
 
 
-@pytest.mark.thorough("incline-fused")
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "name, connection", [("transplant", None), ("incline", None), ("incline", "fused")]
 )
