@@ -97,7 +97,7 @@ def test_train_gemma_on_a_file_and_with_lora(tiny_demo, tmp_path):
     train_gemma.main(arguments)
 
 
-@pytest.mark.thorough
+@pytest.mark.large
 @pytest.mark.filterwarnings("ignore:.*(rows are left out|is probably cut|were truncated)")
 @pytest.mark.filterwarnings("ignore:.*are not determined in every direction")
 @pytest.mark.parametrize(

@@ -179,6 +179,7 @@ def test_a_preset_in_a_fresh_process(presets, family):
     assert text == expected[f"{family}/text"] and len(text) > len(PROMPT)
 
 
+@pytest.mark.large
 @needs(OTHER)
 def test_a_preset_on_another_backend(presets):
     _, expected, _, found = presets
