@@ -102,14 +102,7 @@ def test_train_gemma_on_a_file_and_with_lora(tiny_demo, tmp_path):
 @pytest.mark.filterwarnings("ignore:.*are not determined in every direction")
 @pytest.mark.parametrize(
     "recipe",
-    [
-        "cc_published",
-        "incline",
-        *(
-            pytest.param(name, marks=pytest.mark.large)
-            for name in ("translation_sft", "distilled_sft", "contrastive")
-        ),
-    ],
+    ["cc_published", "incline", "translation_sft", "distilled_sft", "contrastive"],
 )
 def test_train_gemma_recipes(recipe, tiny_demo, tmp_path, capsys, monkeypatch):
     pytest.importorskip("tyro", reason="the examples parse their flags with tyro")
