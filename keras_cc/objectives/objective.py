@@ -61,6 +61,7 @@ class Objective(Options):
     Attributes:
         name: str, the name under which the loss is reported.
         least_rows: int, how many rows with a pivot a batch needs for the loss to be any.
+        learns_from_prompts: bool, whether a pair of prompts without an answer counts.
 
     Raises:
         ValueError: naming the option, what it takes and what was received.
@@ -90,6 +91,7 @@ class Objective(Options):
 
     name: str
     least_rows = 1
+    learns_from_prompts = True
 
     def __init__(self, weight=1.0, alternating=False):
         self.weight = number("weight", weight)

@@ -278,11 +278,16 @@ class PairedTrainer(keras.Model):
             alternate=any(objective.alternating for objective in self.objectives),
             align_all=self.connection is not None and self.connection.aligns_all,
             least_rows=max((objective.least_rows for objective in self.objectives), default=1),
+            answers="some" if self._learns_from_prompts else "all",
+            method=self.method,
             step=self._micro_steps,
         )
+        unanswered, says = batches.check_answers(), kwargs.get("verbose", "auto")
+        if unanswered and says:
+            print(f"{unanswered} of {source.size} rows have no answer: pairs of prompts to align")
         sources = [batches]
         if validation_data is not None:
-            sources.append(PreparedBatches(validation_data, self.preprocessor, batch_size))
+            sources.append(self._scored(validation_data, batch_size))
             validation_data = as_keras_data(sources[1], kwargs.get("validation_steps"))
         with reporting_truncation(self.preprocessor), failing_well(*sources) as keep:
             history = super().fit(
@@ -300,8 +305,13 @@ class PairedTrainer(keras.Model):
                 **kwargs,
             )
         self._micro_steps = batches.step
-        if kwargs.get("verbose", "auto"):
+        if says:
             print(batches.padding_share())
+            if batches.unanswered_count and not unanswered:  # of a stream, which could not be asked
+                print(
+                    f"{batches.unanswered_count} of the {batches.row_count} rows so far had no "
+                    "answer: pairs of prompts"
+                )
         return history
 
     def evaluate(self, x=None, y=None, batch_size=None, sample_weight=None, **kwargs):
@@ -325,10 +335,23 @@ class PairedTrainer(keras.Model):
         """
         if kwargs.get("_use_cached_eval_dataset", False):  # fit's, prepared already
             return super().evaluate(x, y, sample_weight=sample_weight, **kwargs)
-        batches = PreparedBatches(_source(x, y, sample_weight), self.preprocessor, batch_size)
+        batches = self._scored(_source(x, y, sample_weight), batch_size)
         with reporting_truncation(self.preprocessor), failing_well(batches) as keep:
             kwargs["callbacks"] = [*(kwargs.get("callbacks") or []), keep]
             return super().evaluate(as_keras_data(batches, kwargs.get("steps")), **kwargs)
+
+    @property
+    def _learns_from_prompts(self):
+        parts = (self.connection, *self.objectives)
+        return any(part is not None and part.learns_from_prompts for part in parts)
+
+    def _scored(self, source, batch_size):
+        """Batches whose answers are scored, each row's."""
+        batches = PreparedBatches(
+            source, self.preprocessor, batch_size, answers="all", method="an evaluation"
+        )
+        batches.check_answers()
+        return batches
 
     def _accumulation_steps(self):
         optimizer = getattr(self, "optimizer", None)
