@@ -73,10 +73,11 @@ class PreparedBatches:
           two, at least 4 and at most T. Where `prepare` pads to the longest row, (T, S, K) takes
           few values, see `keras_cc.data.widths.Shapes`, and K may be larger for it.
         - `row_ids`, int32 (B,): the number of each row in its dataset; see `describe`.
-        - `loss_scale`, float32 (B, 3), where `accumulate > 1`: three factors, repeated for
+        - `loss_scale`, float32 (B, 4), where `accumulate > 1`: four factors, repeated for
           each row: `n_k * m / sum_j n_j` over the `m` micro-batches of a group, n being the sum of
           sample weights (column 0), the number of target tokens in rows with a pivot, or in
-          all rows where `align_all` (column 1), and that of rows with a pivot (column 2).
+          all rows where `align_all` (column 1), that of rows with a pivot (column 2), and that of
+          their answer tokens (column 3).
           Micro-batch means times these factors, averaged over the group, are the means of the
           group. (A pivot of no more than its `sink_tokens` counts here as one, though nothing is
           aligned with it.)
@@ -339,7 +340,7 @@ class PreparedBatches:
                 yield batch
 
     def _with_loss_scale(self, group: list[Batch], total: "np.ndarray | None") -> Iterator[Batch]:
-        counts = np.array([_token_counts(batch, self.align_all) for batch in group]).reshape(-1, 3)
+        counts = np.array([_token_counts(batch, self.align_all) for batch in group]).reshape(-1, 4)
         # Without the total of a whole group, its part here counts as one.
         size = len(group) if total is None else self.accumulate
         total = np.asarray(counts.sum(axis=0) if total is None else total)
@@ -455,11 +456,12 @@ def _unanswered(x: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def _token_counts(batch: Batch, align_all: bool) -> np.ndarray:
-    """Returns [answer tokens, aligned target tokens, rows with a pivot], float64."""
+    """Returns the four counts that `loss_scale` is made of, float64."""
     x, _, sample_weight = batch
     has_pivot = (np.asarray(x["pivot_padding_mask"]) != 0).any(axis=1)
     tokens = (x["padding_mask"] != 0)[has_pivot | align_all].sum()
-    return np.array([sample_weight.sum(), tokens, has_pivot.sum()], "float64")
+    answers = (x["answer_mask"] != 0)[has_pivot].sum()
+    return np.array([sample_weight.sum(), tokens, has_pivot.sum(), answers], "float64")
 
 
 def _check_prepared(batch: Any) -> Batch:

@@ -61,9 +61,9 @@ class PairedTrainer(keras.Model):
 
         Args:
             x: the input dict. `answer_positions` `(B, K)` says which positions `y_pred`
-                has logits for; `loss_scale` `(B, 3)` weights this micro-batch's means over
-                answer tokens, aligned tokens and rows with a pivot, so that gradient
-                accumulation gives the mean of the whole; `objective_turn` `(B,)` is 1 in a
+                has logits for; `loss_scale` `(B, 4)` weights this micro-batch's means over
+                answer tokens, aligned tokens, rows with a pivot and their answer tokens, so
+                that gradient accumulation gives the mean of the whole; `objective_turn` `(B,)` is 1 in a
                 step of the alternating objectives.
             y: int `(B, T)`, next tokens.
             y_pred: what `call` returned.
@@ -78,7 +78,7 @@ class PairedTrainer(keras.Model):
         positions = x.get("answer_positions")
         if positions is not None:
             y, weights = gather(y, positions), gather(weights, positions)
-        scale = x["loss_scale"][0] if "loss_scale" in x else (1.0, 1.0, 1.0)
+        scale = x["loss_scale"][0] if "loss_scale" in x else (1.0, 1.0, 1.0, 1.0)
 
         logits = y_pred["logits"]
         sft_loss, count = _sft_loss(logits, y, weights)
@@ -95,7 +95,7 @@ class PairedTrainer(keras.Model):
         if "alignment_error" in y_pred:
             error = self._track_connection(y_pred)
             task_loss = task_loss + self.connection.alignment_loss_weight * error * scale[1]
-        task_loss = self._add_objectives(task_loss, x, y_pred, scale[2])
+        task_loss = self._add_objectives(task_loss, x, y_pred, scale)
         if not pairing.is_scoring():  # scored is the path that a user gets, by its own loss
             loss = task_loss
         return surgery.add_to_loss(self, loss)
@@ -110,7 +110,8 @@ class PairedTrainer(keras.Model):
             count = ops.sum(y_pred[f"{objective.name}_count"])
             value = ops.sum(y_pred[f"{objective.name}_loss"]) / ops.maximum(count, 1.0)
             tracker.update_state(value, count)
-            term = objective.weight * value * scale
+            by = scale[3] if objective.counts == "answer_tokens" else scale[2]
+            term = objective.weight * value * by
             if objective.alternating:
                 apart = apart + term
             else:
