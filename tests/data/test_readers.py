@@ -94,7 +94,10 @@ BAD_LINES = {
     "null": ("null", "not a JSON object"),
     "no instruction": ({"output": "x"}, "'instruction' must be a string"),
     "no output": ({"instruction": "x"}, "'output' must be a string"),
-    "None": ({**ROW, "output": None, "instruction_en": None}, "'output' must be a string. Received: None"),
+    "None": (
+        {**ROW, "output": None, "instruction_en": None},
+        "'output' must be a string. Received: None",
+    ),
     "a number": ({**ROW, "output": 2}, "'output' must be a string. Received: 2"),
 }
 
