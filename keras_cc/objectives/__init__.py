@@ -15,8 +15,8 @@ def get(identifier):
     """An objective from its name, its configuration, or an object.
 
     Args:
-        identifier: `"dft"`, `"contrastive"`, `"self_distillation"`, an `Objective`, or the dict that
-            `keras.saving` made of one.
+        identifier: `"dft"`, `"contrastive"`, `"self_distillation"`, an `Objective`, or the dict
+            that `keras.saving` made of one.
 
     Returns:
         An `Objective`.

@@ -63,8 +63,8 @@ class PairedTrainer(keras.Model):
             x: the input dict. `answer_positions` `(B, K)` says which positions `y_pred`
                 has logits for; `loss_scale` `(B, 4)` weights this micro-batch's means over
                 answer tokens, aligned tokens, rows with a pivot and their answer tokens, so
-                that gradient accumulation gives the mean of the whole; `objective_turn` `(B,)` is 1 in a
-                step of the alternating objectives.
+                that gradient accumulation gives the mean of the whole; `objective_turn` `(B,)`
+                is 1 in a step of the alternating objectives.
             y: int `(B, T)`, next tokens.
             y_pred: what `call` returned.
             sample_weight: float `(B, T)`, 1 at answer tokens. None: 1 everywhere.
