@@ -28,6 +28,7 @@ from keras_cc import recipes as recipes
 from keras_cc.distillation import distill as distill
 from keras_cc.objectives import DFT as DFT
 from keras_cc.objectives import Contrastive as Contrastive
+from keras_cc.objectives import SelfDistillation as SelfDistillation
 
 # Inference: transforms, and the search over their options.
 from keras_cc import interventions as interventions

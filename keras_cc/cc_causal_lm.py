@@ -96,6 +96,8 @@ class CCCausalLM(PairedTrainer):
                 "`causal_lm` is connected already. Received: a connected model with connection=None"
             )
         # What can be refused is refused here: from `connect` on, the causal LM is another.
+        for objective in self.objectives:
+            objective.check(self.connection)
         if self.objectives:
             family_of(causal_lm.backbone)
             runs.objective_sites(self.objectives, len(causal_lm.backbone.transformer_layers))
@@ -146,11 +148,12 @@ class CCCausalLM(PairedTrainer):
         pivot = runs.pivot(self, inputs, training, observed=of_pivot)
         scope = runs.connected(self, inputs, pivot, training)
         scope.observed |= of_target
-        outputs = {"logits": self.logits(runs.run(self, inputs, scope, training), inputs)}
+        logits = self.logits(runs.run(self, inputs, scope, training), inputs)
+        outputs = {"logits": logits}
         if self.connection is not None:
             outputs.update(self.connection.outputs(scope))
         if self.objectives:
-            outputs.update(runs.objective_outputs(self, inputs, pivot, scope))
+            outputs.update(runs.objective_outputs(self, inputs, pivot, scope, logits, training))
         return outputs
 
     def _user_logits(self, inputs, training):

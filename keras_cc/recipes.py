@@ -150,8 +150,6 @@ def _spread(count, most):
 
 
 _CC = "CC-Tuning, Ye et al., ACL 2025, arXiv 2506.00875"
-# The paper's own tables are not at hand: a secondary summary, whose benchmarks are not the paper's.
-_SECOND_HAND = "{} (MGSM, XCOPA, XStoryCloze, XNLI, XWinograd; from a secondary summary)"
 
 RECIPES = {
     recipe.name: recipe
@@ -160,48 +158,41 @@ RECIPES = {
             "sft",
             "nothing: plain supervised fine-tuning, what the others are measured against",
             "the baseline of arXiv 2506.00875",
-            _SECOND_HAND.format("average 58.4"),
         ),
         Recipe(
             "translation_sft",
             "data: adds the English rows and translation instructions in both directions",
             "the translation-augmented baseline of arXiv 2506.00875",
-            _SECOND_HAND.format("average 61.6"),
             augment="translation",
         ),
         Recipe(
             "distilled_sft",
             "data: the model's own English answers supervise the other languages",
             "SDRRL, Zhang et al., arXiv 2402.12204",
-            _SECOND_HAND.format("average 62.5"),
             augment="distillation",
         ),
         Recipe(
             "cc",
             "connection: fused, per layer and dimension",
             _CC,
-            _SECOND_HAND.format("average 64.9, of the published connection"),
             connection=FusedConnection,
         ),
         Recipe(
             "cc_equal_weight",
             "connection: fused, half and half, no Decision Maker",
             _CC,
-            _SECOND_HAND.format("average 61.8, of the published connection"),
             connection=lambda: FusedConnection(gate=0.5),
         ),
         Recipe(
             "cc_no_transform",
             "connection: fused, nothing stands in for it at inference",
             _CC,
-            _SECOND_HAND.format("average 59.2, of the published connection"),
             connection=lambda: FusedConnection(transform=None),
         ),
         Recipe(
             "cc_transform_only",
             "connection: none in the forward pass, a transform learns towards it",
             _CC,
-            _SECOND_HAND.format("average 62.0, of the published connection"),
             # The gate that `cc` starts with; it is not trained, as nothing is fused.
             connection=lambda: FusedConnection(gate=0.1, dropout=1.0),
         ),
@@ -209,7 +200,6 @@ RECIPES = {
             "cc_translation",
             "connection: fused; data: as translation_sft",
             _CC,
-            _SECOND_HAND.format("average 66.3, of the published connection"),
             connection=FusedConnection,
             augment="translation",
         ),
@@ -217,7 +207,6 @@ RECIPES = {
             "cc_published",
             "connection: one English layer selected, added at one position",
             _CC,
-            _SECOND_HAND.format("average 64.9"),
             connection=SelectedConnection,
             fits=True,
         ),

@@ -20,6 +20,8 @@ class Connection(Options):
     has_gates = False
     #: Whether the alignment error is taken in rows without a pivot too.
     aligns_all = False
+    #: Whether training learns something from a pair of prompts without an answer.
+    learns_from_prompts = False
     #: Whether the connection reads or changes sites of the blocks (`keras_cc.backbones.taps`).
     needs_taps = False
 

@@ -122,6 +122,10 @@ class FusedConnection(Connection):
         return self.without_pivot == "align"
 
     @property
+    def learns_from_prompts(self):
+        return self.transform is not None and self.alignment_loss_weight > 0
+
+    @property
     def obstacle(self):
         return "a non-linear transform is no matrix" if self.transform == "mlp" else None
 

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from keras_cc.data import columns, sources
+from keras_cc.data import columns, pairs, sources
 from keras_cc.data.widths import MAX_SHAPES, Shape, Shapes
 
 Batch = tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]
@@ -27,6 +27,8 @@ PIVOT_KEYS = ("pivot_token_ids", "pivot_padding_mask")
 MIN_ANSWER_WINDOW = 4
 #: Batches of rows that are sorted by length together. Beyond it, order stays as it was drawn.
 POOL = 64
+#: Rows whose answers are looked for at a time, before any is tokenised.
+CHUNK = 4096
 
 
 class PreparedBatches:
@@ -58,6 +60,9 @@ class PreparedBatches:
         align_all: bool. Whether rows without a pivot have aligned tokens too, see `loss_scale`.
         least_rows: int. The fewest rows that a batch must have; the last ones of a pass may
             have fewer.
+        answers: string. Which rows must have an answer: `"all"`, `"some"` (one of a pass, at the
+            least: the others are pairs of prompts), or `"any"` number of them.
+        method: string. What trains or scores, as a message calls it.
         step: int. Number of micro-batches that the optimizer has seen, where it is not new.
 
     Yields:
@@ -68,10 +73,11 @@ class PreparedBatches:
           two, at least 4 and at most T. Where `prepare` pads to the longest row, (T, S, K) takes
           few values, see `keras_cc.data.widths.Shapes`, and K may be larger for it.
         - `row_ids`, int32 (B,): the number of each row in its dataset; see `describe`.
-        - `loss_scale`, float32 (B, 3), where `accumulate > 1`: three factors, repeated for
+        - `loss_scale`, float32 (B, 4), where `accumulate > 1`: four factors, repeated for
           each row: `n_k * m / sum_j n_j` over the `m` micro-batches of a group, n being the sum of
           sample weights (column 0), the number of target tokens in rows with a pivot, or in
-          all rows where `align_all` (column 1), and that of rows with a pivot (column 2).
+          all rows where `align_all` (column 1), that of rows with a pivot (column 2), and that of
+          their answer tokens (column 3).
           Micro-batch means times these factors, averaged over the group, are the means of the
           group. (A pivot of no more than its `sink_tokens` counts here as one, though nothing is
           aligned with it.)
@@ -111,6 +117,8 @@ class PreparedBatches:
         alternate: bool = False,
         align_all: bool = False,
         least_rows: int = 1,
+        answers: str = "any",
+        method: str = "this",
         step: int = 0,
     ) -> None:
         self.prepare: Any = prepare
@@ -120,6 +128,7 @@ class PreparedBatches:
         self.alternate = alternate
         self.align_all = align_all
         self.least_rows = least_rows
+        self.answers, self.method = answers, method
         self.step = self.first_step = int(step)
         self._source = sources.make_source(source, batch_size)
         self._seed = None
@@ -130,6 +139,7 @@ class PreparedBatches:
         self._groups = group and self._packs and self._source.is_text
         self._shapes = Shapes(most_shapes)
         self.token_count = self.padding_count = 0  # of targets and pivots, batch by batch
+        self.row_count = self.unanswered_count = 0  # so far, pass by pass
         self._id_column = getattr(prepare, "id_column", "id")
         self._ids: dict[int, str] = {}  # of streamed rows, by number
         self._count: int | float | None = None
@@ -199,6 +209,7 @@ class PreparedBatches:
         source = self._source.batches(pass_index, self._seed)
         if self._groups:
             source = self._grouped(pass_index)
+        rows, without = self.row_count, self.unanswered_count
         for index, (raw, numbers) in enumerate(source):
             key = (pass_index, index)
             if key in self._ahead:
@@ -206,10 +217,15 @@ class PreparedBatches:
                 continue
             x, y, sample_weight = self._prepared(raw)
             self._count_padding(x)
+            unanswered = _unanswered(x)
+            self.row_count += len(y)
+            self.unanswered_count += int(np.count_nonzero(unanswered))
             if numbers is None:
                 numbers = np.arange(first_row, first_row + len(y))
                 self._remember_ids(raw, first_row)
                 first_row += len(y)
+            if self.answers == "all" and unanswered.any():
+                self._refuse(np.asarray(numbers)[unanswered])
             if index == 0 and len(y) < self.least_rows:
                 raise ValueError(
                     f"A batch must have at least {self.least_rows} rows: an objective compares the "
@@ -222,7 +238,59 @@ class PreparedBatches:
             x["row_ids"] = np.asarray(numbers, "int32")
             if "answer_positions" not in x:
                 x["answer_positions"] = answer_positions(x["answer_mask"])
+            if index + 1 == self._count:  # who knows where a pass ends asks for no more
+                self._check_some(self.row_count - rows, self.unanswered_count - without)
             yield x, y, sample_weight
+        self._check_some(self.row_count - rows, self.unanswered_count - without)
+
+    # --- answers ---
+
+    def check_answers(self) -> int:
+        """Counts the rows without an answer, and refuses them where they are of no use.
+
+        Nothing is tokenised. Of a source whose rows cannot be picked by number nothing is known
+        before it is read: 0, and what is to be refused is refused when it comes.
+        """
+        source = self._source
+        if not isinstance(source, sources.IndexedSource):
+            return 0
+        found: list[int] = []
+        for start in range(0, source.size, CHUNK):
+            numbers = np.arange(start, min(start + CHUNK, source.size))
+            found += numbers[self._lacks_answers(source.take(numbers))].tolist()
+        if found and self.answers == "all":
+            self._refuse(found)
+        self._check_some(source.size, len(found))
+        return len(found)
+
+    def _lacks_answers(self, raw: Any) -> np.ndarray:
+        if columns.is_prepared(raw):
+            return _unanswered(_check_prepared(raw)[0])
+        name = getattr(self.prepare, "output_column", "output")
+        if isinstance(raw, dict):
+            size = len(next(iter(raw.values())))
+            values = raw.get(name, [None] * size)
+        else:
+            values = [row.get(name) for row in raw]
+        return np.array([pairs.is_unanswered(value) for value in values])
+
+    def _refuse(self, numbers: Any) -> None:
+        first, *_ = self.describe(numbers[:1])
+        raise ValueError(
+            f"{first}: no answer, and {self.method} has no use for a pair of prompts without one: "
+            "leave such rows out, answer them (`keras_cc.distill`), or name your columns "
+            "(`output_column=` of CCPreprocessor); a connection with an alignment loss and the "
+            "objectives of `keras_cc.objectives` learn from them. "
+            f"Received: {len(numbers)} such rows"
+        )
+
+    def _check_some(self, rows: int, unanswered: int) -> None:
+        if self.answers == "some" and rows and rows == unanswered:
+            raise ValueError(
+                "No row has an answer, so there is no task to learn beside the alignment of "
+                "prompts: add rows with answers (in any language), or name their column "
+                f"(`output_column=` of CCPreprocessor). Received: {rows} rows without an answer"
+            )
 
     def _grouped(self, pass_index: int) -> Iterator[tuple[Any, Any]]:
         """Yields (packed rows, their numbers) of a pass, rows of like length together."""
@@ -272,7 +340,7 @@ class PreparedBatches:
                 yield batch
 
     def _with_loss_scale(self, group: list[Batch], total: "np.ndarray | None") -> Iterator[Batch]:
-        counts = np.array([_token_counts(batch, self.align_all) for batch in group]).reshape(-1, 3)
+        counts = np.array([_token_counts(batch, self.align_all) for batch in group]).reshape(-1, 4)
         # Without the total of a whole group, its part here counts as one.
         size = len(group) if total is None else self.accumulate
         total = np.asarray(counts.sum(axis=0) if total is None else total)
@@ -381,12 +449,19 @@ def _window(span: int, length: int) -> int:
     return min(length, max(MIN_ANSWER_WINDOW, 1 << (span - 1).bit_length()))
 
 
+def _unanswered(x: dict[str, np.ndarray]) -> np.ndarray:
+    """Whether a row is a pair of prompts without an answer, bool (B,)."""
+    has_pivot = (np.asarray(x["pivot_padding_mask"]) != 0).any(axis=1)
+    return has_pivot & (np.asarray(x["answer_mask"]) == 0).all(axis=1)
+
+
 def _token_counts(batch: Batch, align_all: bool) -> np.ndarray:
-    """Returns [answer tokens, aligned target tokens, rows with a pivot], float64."""
+    """Returns the four counts that `loss_scale` is made of, float64."""
     x, _, sample_weight = batch
     has_pivot = (np.asarray(x["pivot_padding_mask"]) != 0).any(axis=1)
     tokens = (x["padding_mask"] != 0)[has_pivot | align_all].sum()
-    return np.array([sample_weight.sum(), tokens, has_pivot.sum()], "float64")
+    answers = (x["answer_mask"] != 0)[has_pivot].sum()
+    return np.array([sample_weight.sum(), tokens, has_pivot.sum(), answers], "float64")
 
 
 def _check_prepared(batch: Any) -> Batch:

@@ -70,6 +70,36 @@ def read_texts(columns: Mapping[str, Any], column: str, names: list[str]) -> lis
     return texts
 
 
+def is_unanswered(value: Any) -> bool:
+    """Whether an answer is not there.
+
+    TensorFlow's strings are bytes and cannot be `None`: there an empty one stands for it.
+    """
+    return value is None or (isinstance(value, bytes) and not value)
+
+
+def read_answers(
+    columns: Mapping[str, Any], column: str, names: list[str], pivots: list[str | None]
+) -> list[str | None]:
+    """Gives each row's answer, `None` for a pair of prompts without one."""
+    if not any(pivots):
+        return list(read_texts(columns, column, names))
+    answers: list[str | None] = []
+    values = columns.get(column, [None] * len(names))
+    for name, value, pivot in zip(names, values, pivots, strict=True):
+        if is_unanswered(value):
+            if pivot is None:
+                raise ValueError(
+                    f"{name}: no {column!r}, and no prompt in the pivot's language beside its own: "
+                    "there is nothing to learn from it. Name your columns with `output_column=`, "
+                    f"`pivot_column=` of CCPreprocessor. Received: columns {sorted(columns)}"
+                )
+            answers.append(None)
+        else:
+            answers += read_texts({column: [value]}, column, [name])
+    return answers
+
+
 def read_pivots(
     columns: Mapping[str, Any],
     instructions: list[str],

@@ -15,6 +15,7 @@ def load_jsonl(
     *,
     instruction_column: str = "instruction",
     output_column: str = "output",
+    pivot_column: str = "instruction_en",
     lang_column: str = "lang",
     languages: Collection[str] | None = None,
     limit: int | None = None,
@@ -25,7 +26,8 @@ def load_jsonl(
         path: a file, a folder (all its `*.jsonl`, in the order of their names), a glob pattern
             (`**` included), or a list of these.
         instruction_column: string. Key of the prompt in the target language.
-        output_column: string. Key of the answer.
+        output_column: string. Key of the answer; a row with a pivot may be without it.
+        pivot_column: string. Key of the prompt in the pivot language.
         lang_column: string. Key of the row's language; only `languages` needs it.
         languages: list of strings. Keep only rows in these languages.
         limit: int. Stop after this many rows in all.
@@ -36,8 +38,9 @@ def load_jsonl(
     Raises:
         FileNotFoundError: where a path or pattern matches no file.
         TypeError: where `languages` is one string.
-        ValueError: for a line that is not a JSON object, or whose instruction or answer is missing
-            or not a string (the message names file and line), and where no row is left.
+        ValueError: for a line that is not a JSON object, whose instruction is missing or not a
+            string, or whose answer is so (missing or null beside a pivot, it is no error); the
+            message names file and line. Where no row is left.
 
     Example:
 
@@ -57,7 +60,8 @@ def load_jsonl(
     rows: list[dict[str, Any]] = []
     for file in files:
         for place, row in _read(file):
-            for column in (instruction_column, output_column):
+            is_pair = row.get(output_column) is None and _is_text(row.get(pivot_column))
+            for column in (instruction_column, *([] if is_pair else [output_column])):
                 if not _is_text(row.get(column)):
                     raise ValueError(
                         f"{place}: {column!r} must be a string. Received: "

@@ -32,6 +32,14 @@ class PairStates:
         pivot_mask: bool `(B, S)`, True at the pivot prompt's real tokens.
         has_pivot: bool `(B,)`.
         pivot_token_ids: int `(B, S)`.
+        answer_mask: bool `(B, K)`, True at the positions, of those that logits are taken at,
+            whose next token belongs to the answer. K covers the answers of a batch.
+        answer_ids: int `(B, K)`, the next tokens there.
+        is_own: bool `(B,)`, True for the rows whose answer is the model's own and not given.
+        logits: from the name of a pass to its logits at those positions, `(B, K, vocabulary)`:
+            `"student"`, what a user gets; `"connected"`; `"pivot"`, the pivot prompt in place
+            of the target's; `"in_context"`, the pivot prompt in front of it. The last two go
+            around the connection and its transform.
         lens: from hidden states `(B, K, d)` to logits `(B, K, vocabulary)`: the final norm
             and the head, their weights frozen.
         num_blocks: int, how many decoder blocks the model has.
@@ -43,6 +51,10 @@ class PairStates:
     pivot_mask: Any
     has_pivot: Any
     pivot_token_ids: Any
+    answer_mask: Any
+    answer_ids: Any
+    is_own: Any
+    logits: Callable
     lens: Callable
     num_blocks: int
 
@@ -61,6 +73,9 @@ class Objective(Options):
     Attributes:
         name: str, the name under which the loss is reported.
         least_rows: int, how many rows with a pivot a batch needs for the loss to be any.
+        learns_from_prompts: bool, whether a pair of prompts without an answer counts.
+        counts: `"rows"` or `"answer_tokens"` (of rows with a pivot), what the loss is a mean
+            over, so that accumulated micro-batches are weighted by it.
 
     Raises:
         ValueError: naming the option, what it takes and what was received.
@@ -90,10 +105,23 @@ class Objective(Options):
 
     name: str
     least_rows = 1
+    learns_from_prompts = True
+    counts = "rows"
 
     def __init__(self, weight=1.0, alternating=False):
         self.weight = number("weight", weight)
         self.alternating = flag("alternating", alternating)
+
+    def check(self, connection):
+        """Refuse a model that has not what the loss is made of.
+
+        Args:
+            connection: the model's connection, or None.
+
+        Raises:
+            ValueError: where it lacks something.
+        """
+        return None
 
     @abc.abstractmethod
     def target_blocks(self, num_blocks):

@@ -35,6 +35,26 @@ def last_prompt(mask, answer_mask=None):
     return ops.where(ops.any(answers, axis=1, keepdims=True), first, last_real)
 
 
+def joined(first, length, second, start, width):
+    """Each row of `first` up to its length, and after it the row of `second` from its start on.
+
+    Args:
+        first: tensor `(batch, F)`.
+        length: int tensor `(batch,)`, how much of each row of `first` is taken.
+        second: tensor `(batch, S)`.
+        start: int tensor `(batch,)`, where each row of `second` begins.
+        width: int, the width of the result.
+
+    Returns:
+        A tensor `(batch, width)`. Beyond the end of `second` stands its last value.
+    """
+    place = ops.arange(width, dtype="int32")[None, :]
+    length, start = (ops.cast(value, "int32")[:, None] for value in (length, start))
+    both = ops.concatenate([first, second], axis=1)
+    in_second = ops.clip(place - length + start, 0, second.shape[1] - 1) + first.shape[1]
+    return gather(both, ops.where(place < length, place, in_second))
+
+
 def pick(values, where):
     """`values` `(batch, length, dim)` at the one True of each row of `where`: `(batch, dim)`.
 

@@ -132,12 +132,23 @@ def objective_sites(objectives, num_blocks):
     return of_target, of_pivot
 
 
-def objective_outputs(model, inputs, pivot_scope, scope):
-    """Each objective's loss and count, `(B,)` each, by the names of the model's outputs."""
+def objective_outputs(model, inputs, pivot_scope, scope, logits, training=False):
+    """Each objective's loss and count, `(B,)` each, by the names of the model's outputs.
+
+    Args:
+        model: a `CCCausalLM` with objectives.
+        inputs: the dict of a call, with the pivot.
+        pivot_scope, scope: the finished passes over both prompts.
+        logits: those of `scope`, at `answer_positions`.
+        training: bool.
+    """
     real = ops.cast(inputs["padding_mask"], "bool")
     last = ops.cast(positions.last_prompt(real, inputs.get("answer_mask")), "int32")
     pivot_mask = ops.cast(inputs["pivot_padding_mask"], "bool")
     has_pivot = ops.any(pivot_mask, axis=1)
+    positions_of_logits = _answer_positions(inputs)
+    answers = inputs.get("answer_mask", ops.zeros_like(inputs["token_ids"]))
+    own = inputs.get("own_answer")
     states = PairStates(
         target=_hidden_by_block(scope),
         pivot=_hidden_by_block(pivot_scope),
@@ -145,6 +156,10 @@ def objective_outputs(model, inputs, pivot_scope, scope):
         pivot_mask=pivot_mask,
         has_pivot=has_pivot,
         pivot_token_ids=inputs["pivot_token_ids"],
+        answer_mask=ops.cast(positions.gather(answers, positions_of_logits), "bool"),
+        answer_ids=positions.gather(_next_tokens(inputs), positions_of_logits),
+        is_own=ops.zeros_like(has_pivot) if own is None else ops.cast(own, "bool"),
+        logits=lambda name: _logits_of(name, model, inputs, pivot_scope, logits, training),
         lens=model.lens,
         num_blocks=model.num_blocks,
     )
@@ -153,6 +168,60 @@ def objective_outputs(model, inputs, pivot_scope, scope):
         values, counts = objective(states)
         outputs[f"{objective.name}_loss"], outputs[f"{objective.name}_count"] = values, counts
     return outputs
+
+
+def _answer_positions(inputs):
+    """The positions that logits are taken at, int32 `(B, K)`."""
+    found = inputs.get("answer_positions")
+    if found is None:
+        ids = inputs["token_ids"]
+        found = ops.zeros_like(ids) + ops.arange(ids.shape[1], dtype=ids.dtype)
+    return ops.cast(found, "int32")
+
+
+def _next_tokens(inputs):
+    ids = inputs["token_ids"]
+    return ops.concatenate([ids[:, 1:], ids[:, -1:]], axis=1)
+
+
+def _logits_of(name, model, inputs, pivot_scope, logits, training):
+    """Logits at the answer's positions in another pass than the one at hand, see `PairStates`."""
+    if name == "student":
+        if model.connection is None:
+            return logits
+        return model.logits(run(model, inputs, monolingual(model, inputs), training), inputs)
+    if name == "connected":  # without connection dropout: all that the pivot gives
+        scope = connected(model, inputs, pivot_scope)
+        return model.logits(run(model, inputs, scope), inputs)
+    return _logits_after_pivot(name, model, inputs)
+
+
+def _logits_after_pivot(name, model, inputs):
+    """Logits at the answer's positions after the pivot prompt, the target's behind it or not."""
+    pivot_ids, pivot_mask = inputs["pivot_token_ids"], inputs["pivot_padding_mask"]
+    ids, mask, where = inputs["token_ids"], inputs["padding_mask"], _answer_positions(inputs)
+    length = ops.sum(ops.cast(pivot_mask, "int32"), axis=1)
+    if name == "pivot":
+        last = positions.last_prompt(ops.cast(mask, "bool"), inputs.get("answer_mask"))
+        start = ops.argmax(ops.cast(last, "int32"), axis=1) + 1
+        width = pivot_ids.shape[1] + where.shape[1]
+    else:
+        # One start token is enough: both begin with it, where there is one.
+        start = ops.cast(pivot_ids[:, 0] == ids[:, 0], "int32")
+        width = pivot_ids.shape[1] + ids.shape[1]
+    start = ops.cast(start, "int32")
+    joined = {
+        "token_ids": positions.joined(pivot_ids, length, ids, start, width),
+        "padding_mask": positions.joined(pivot_mask, length, mask, start, width),
+    }
+    # The last value of `mask` repeats where the target is as wide as it is long.
+    total = length + ops.sum(ops.cast(mask, "int32"), axis=1) - start
+    inside = ops.arange(width, dtype="int32")[None, :] < total[:, None]
+    joined["padding_mask"] *= ops.cast(inside, joined["padding_mask"].dtype)
+    scope = pairing.PivotPass(ops.cast(joined["padding_mask"], "bool"))
+    hidden = run(model, joined, scope)
+    where = ops.clip(where - start[:, None] + length[:, None], 0, width - 1)
+    return model.logits(hidden, {"answer_positions": where})
 
 
 def _hidden_by_block(scope):

@@ -48,7 +48,9 @@ class CCPreprocessor(TemplateTokenizer):
     The answer is never part of the pivot stream. A row without a pivot is a plain SFT row: its
     `pivot_padding_mask` is all 0. That is a row whose pivot column is missing, `None` or empty,
     whose language is `pivot_language`, or, where there is no language column, whose instruction
-    and pivot are the same text.
+    and pivot are the same text. A row with a pivot whose answer is missing or `None` (in
+    TensorFlow's strings, which have no `None`: empty) is a pair of prompts to be aligned: its
+    target stream ends with the prompt, without an end token, and its `answer_mask` is all 0.
 
     Args:
         preprocessor: a `keras_hub.models.CausalLMPreprocessor`, or a KerasHub tokenizer.
@@ -84,8 +86,9 @@ class CCPreprocessor(TemplateTokenizer):
         its first 1 is the last token of the prompt.
 
     Raises:
-        ValueError: where a column is missing, a text is empty, an answer leaves no room for its
-            prompt, or a pivot is longer than `pivot_max_length`; the message names the row.
+        ValueError: where a column is missing, a text is empty, a row has neither an answer nor a
+            pivot, an answer leaves no room for its prompt, or a pivot is longer than
+            `pivot_max_length`; the message names the row.
         TypeError: where a text is not a string.
 
     Example:
@@ -176,17 +179,23 @@ class CCPreprocessor(TemplateTokenizer):
         size = len(next(iter(columns.values())))
         names = pairs.row_names(columns, self.id_column, size)
         instructions = pairs.read_texts(columns, self.instruction_column, names)
-        answers = pairs.read_texts(columns, self.output_column, names)
         pivots = pairs.read_pivots(
             columns, instructions, names, self.pivot_column, self.lang_column, self.pivot_language
         )
+        answers = pairs.read_answers(columns, self.output_column, names, pivots)
         encoder = self.encoder
-        ids = zip(encoder.prompts(instructions), encoder.answers(answers), names, strict=True)
+        ids = zip(encoder.prompts(instructions), self._answers(answers), names, strict=True)
         packed_pivots = self._pack_pivots(pivots, names)
         return [
             PackedRow(*self._row(prompt, answer, name), pivot)
             for (prompt, answer, name), pivot in zip(ids, packed_pivots, strict=True)
         ]
+
+    def _answers(self, answers: "Sequence[str | None]") -> "list[list[int] | None]":
+        """Ids of the answers with their end token, `None` where there is no answer."""
+        end = [] if self.end_token_id is None else [self.end_token_id]
+        encoded = iter(self.encoder.answers([answer for answer in answers if answer is not None]))
+        return [None if answer is None else next(encoded) + end for answer in answers]
 
     def pad(
         self, rows: "Sequence[PackedRow]", width: int | None = None, pivot_width: int | None = None
@@ -245,24 +254,25 @@ class CCPreprocessor(TemplateTokenizer):
             )
         return checked
 
-    def _row(self, prompt: list[int], answer: list[int], name: str) -> tuple[list[int], int, bool]:
+    def _row(
+        self, prompt: list[int], answer: "list[int] | None", name: str
+    ) -> tuple[list[int], int, bool]:
         """Returns (ids, length of the prompt with the start token, was the prompt cut?)."""
-        start = self._start(prompt)
-        end = [] if self.end_token_id is None else [self.end_token_id]
+        start, answer = self._start(prompt), answer or []
         if not start and not prompt:
             raise ValueError(
                 f"{name}: the prompt has no token, and there is no start token to answer from."
             )
-        room = self.max_length - len(start) - len(answer) - len(end)
+        room = self.max_length - len(start) - len(answer)
         if room < min(1, len(prompt)):
             raise ValueError(
-                f"{name}: the answer has {len(answer)} tokens; with {len(start)} start, {len(end)} "
-                "end and at least one prompt token it does not fit. Answers are never cut: raise "
+                f"{name}: the answer has {len(answer)} tokens, its end included; with {len(start)} "
+                "start and at least one prompt token it does not fit. Answers are never cut: raise "
                 f"`max_length` to {self.max_length - room + 1} or more, or drop the row. "
                 f"Received: max_length={self.max_length}"
             )
         kept = prompt[max(0, len(prompt) - room) :]
-        return start + kept + answer + end, len(start) + len(kept), len(kept) < len(prompt)
+        return start + kept + answer, len(start) + len(kept), len(kept) < len(prompt)
 
     def answer_length(self, instruction: str, answer: str) -> int | None:
         """Counts the tokens of an answer, without its end token.
@@ -286,12 +296,12 @@ class CCPreprocessor(TemplateTokenizer):
         """
         encoder = self.encoder
         (prompt,) = encoder.prompts(_check_prompts("instruction", [instruction]))
-        (ids,) = encoder.answers(_check_prompts("answer", [answer]))
+        (ids,) = self._answers(_check_prompts("answer", [answer]))
         try:
             self._row(prompt, ids, "row")
         except ValueError:
             return None
-        return len(ids)
+        return len(ids) - (self.end_token_id is not None)
 
     def _pack_pivots(self, pivots: Sequence[str | None], names: list[str]) -> list[list[int]]:
         rows: list[list[int]] = [[] for _ in pivots]

@@ -61,10 +61,10 @@ class PairedTrainer(keras.Model):
 
         Args:
             x: the input dict. `answer_positions` `(B, K)` says which positions `y_pred`
-                has logits for; `loss_scale` `(B, 3)` weights this micro-batch's means over
-                answer tokens, aligned tokens and rows with a pivot, so that gradient
-                accumulation gives the mean of the whole; `objective_turn` `(B,)` is 1 in a
-                step of the alternating objectives.
+                has logits for; `loss_scale` `(B, 4)` weights this micro-batch's means over
+                answer tokens, aligned tokens, rows with a pivot and their answer tokens, so
+                that gradient accumulation gives the mean of the whole; `objective_turn` `(B,)`
+                is 1 in a step of the alternating objectives.
             y: int `(B, T)`, next tokens.
             y_pred: what `call` returned.
             sample_weight: float `(B, T)`, 1 at answer tokens. None: 1 everywhere.
@@ -78,7 +78,7 @@ class PairedTrainer(keras.Model):
         positions = x.get("answer_positions")
         if positions is not None:
             y, weights = gather(y, positions), gather(weights, positions)
-        scale = x["loss_scale"][0] if "loss_scale" in x else (1.0, 1.0, 1.0)
+        scale = x["loss_scale"][0] if "loss_scale" in x else (1.0, 1.0, 1.0, 1.0)
 
         logits = y_pred["logits"]
         sft_loss, count = _sft_loss(logits, y, weights)
@@ -95,7 +95,7 @@ class PairedTrainer(keras.Model):
         if "alignment_error" in y_pred:
             error = self._track_connection(y_pred)
             task_loss = task_loss + self.connection.alignment_loss_weight * error * scale[1]
-        task_loss = self._add_objectives(task_loss, x, y_pred, scale[2])
+        task_loss = self._add_objectives(task_loss, x, y_pred, scale)
         if not pairing.is_scoring():  # scored is the path that a user gets, by its own loss
             loss = task_loss
         return surgery.add_to_loss(self, loss)
@@ -110,7 +110,8 @@ class PairedTrainer(keras.Model):
             count = ops.sum(y_pred[f"{objective.name}_count"])
             value = ops.sum(y_pred[f"{objective.name}_loss"]) / ops.maximum(count, 1.0)
             tracker.update_state(value, count)
-            term = objective.weight * value * scale
+            by = scale[3] if objective.counts == "answer_tokens" else scale[2]
+            term = objective.weight * value * by
             if objective.alternating:
                 apart = apart + term
             else:
@@ -278,11 +279,16 @@ class PairedTrainer(keras.Model):
             alternate=any(objective.alternating for objective in self.objectives),
             align_all=self.connection is not None and self.connection.aligns_all,
             least_rows=max((objective.least_rows for objective in self.objectives), default=1),
+            answers="some" if self._learns_from_prompts else "all",
+            method=self.method,
             step=self._micro_steps,
         )
+        unanswered, says = batches.check_answers(), kwargs.get("verbose", "auto")
+        if unanswered and says:
+            print(f"{unanswered} of {source.size} rows have no answer: pairs of prompts to align")
         sources = [batches]
         if validation_data is not None:
-            sources.append(PreparedBatches(validation_data, self.preprocessor, batch_size))
+            sources.append(self._scored(validation_data, batch_size))
             validation_data = as_keras_data(sources[1], kwargs.get("validation_steps"))
         with reporting_truncation(self.preprocessor), failing_well(*sources) as keep:
             history = super().fit(
@@ -300,8 +306,13 @@ class PairedTrainer(keras.Model):
                 **kwargs,
             )
         self._micro_steps = batches.step
-        if kwargs.get("verbose", "auto"):
+        if says:
             print(batches.padding_share())
+            if batches.unanswered_count and not unanswered:  # of a stream, which could not be asked
+                print(
+                    f"{batches.unanswered_count} of the {batches.row_count} rows so far had no "
+                    "answer: pairs of prompts"
+                )
         return history
 
     def evaluate(self, x=None, y=None, batch_size=None, sample_weight=None, **kwargs):
@@ -325,10 +336,23 @@ class PairedTrainer(keras.Model):
         """
         if kwargs.get("_use_cached_eval_dataset", False):  # fit's, prepared already
             return super().evaluate(x, y, sample_weight=sample_weight, **kwargs)
-        batches = PreparedBatches(_source(x, y, sample_weight), self.preprocessor, batch_size)
+        batches = self._scored(_source(x, y, sample_weight), batch_size)
         with reporting_truncation(self.preprocessor), failing_well(batches) as keep:
             kwargs["callbacks"] = [*(kwargs.get("callbacks") or []), keep]
             return super().evaluate(as_keras_data(batches, kwargs.get("steps")), **kwargs)
+
+    @property
+    def _learns_from_prompts(self):
+        parts = (self.connection, *self.objectives)
+        return any(part is not None and part.learns_from_prompts for part in parts)
+
+    def _scored(self, source, batch_size):
+        """Batches whose answers are scored, each row's."""
+        batches = PreparedBatches(
+            source, self.preprocessor, batch_size, answers="all", method="an evaluation"
+        )
+        batches.check_answers()
+        return batches
 
     def _accumulation_steps(self):
         optimizer = getattr(self, "optimizer", None)

@@ -26,6 +26,16 @@ def test_a_file_keeps_every_key_and_the_order(tmp_path):
     assert load_jsonl(str(write(tmp_path / "b.jsonl", *rows, end=""))) == rows
 
 
+def test_a_pair_of_prompts_may_be_without_an_answer(tmp_path):
+    null, missing = {**ROW, "output": None}, {k: v for k, v in ROW.items() if k != "output"}
+    assert load_jsonl(write(tmp_path / "a.jsonl", ROW, null, missing)) == [ROW, null, missing]
+    own = {"instruction": "Habari?", "english": "How are you?"}
+    path = write(tmp_path / "b.jsonl", own)
+    assert load_jsonl(path, pivot_column="english") == [own]
+    with pytest.raises(ValueError, match=r"b\.jsonl:1: 'output' must be a string"):
+        load_jsonl(path)
+
+
 def test_folders_patterns_and_lists(tmp_path):
     (tmp_path / "deep").mkdir()
     b = write(tmp_path / "b.jsonl", {**ROW, "id": "b"})
@@ -84,7 +94,10 @@ BAD_LINES = {
     "null": ("null", "not a JSON object"),
     "no instruction": ({"output": "x"}, "'instruction' must be a string"),
     "no output": ({"instruction": "x"}, "'output' must be a string"),
-    "None": ({**ROW, "output": None}, "'output' must be a string. Received: None"),
+    "None": (
+        {**ROW, "output": None, "instruction_en": None},
+        "'output' must be a string. Received: None",
+    ),
     "a number": ({**ROW, "output": 2}, "'output' must be a string. Received: 2"),
 }
 

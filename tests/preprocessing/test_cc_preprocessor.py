@@ -210,9 +210,13 @@ def test_counters_are_safe_across_threads():
 
 
 BAD_ROWS = {
-    "no answer column": ({"output": WITHOUT}, ValueError, "no column 'output'"),
+    "no answer column": (
+        {"output": WITHOUT, "instruction_en": WITHOUT},
+        ValueError,
+        "no column 'output'",
+    ),
     "no instruction column": ({"instruction": WITHOUT}, ValueError, "no column 'instruction'"),
-    "answer None": ({"output": None}, ValueError, "id 17: no 'output'"),
+    "answer None": ({"output": None, "instruction_en": None}, ValueError, "id 17: no 'output'"),
     "answer empty": ({"output": ""}, ValueError, "id 17: 'output' is empty"),
     "answer blank": ({"output": " \n"}, ValueError, "id 17: 'output' is empty"),
     "answer number": ({"output": 2}, TypeError, "id 17: 'output' must be a string"),
