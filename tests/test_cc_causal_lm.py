@@ -233,7 +233,7 @@ def test_without_a_connection_a_step_is_the_stock_models(family):
 def test_logits_at_answer_positions_alone_give_the_same_step():
     family = "gemma2"  # with soft caps in the head
     x, y, weights = tiny.batch()
-    positions = keras_cc.data.batches.answer_positions(x["answer_mask"])
+    positions = keras_cc.data.prepared.answer_positions(x["answer_mask"])
     model = make(family)
     everywhere = logits(model, x)
     picked = logits(model, {**x, "answer_positions": positions})

@@ -1,7 +1,5 @@
 """Pairs of prompts without an answer: they align, they carry no task, and nobody is surprised."""
 
-import functools
-
 import connected
 import keras
 import numpy as np
@@ -11,7 +9,14 @@ import tiny_tokenizers
 from connected import QUICK
 
 import keras_cc
-from keras_cc import DFT, CCCausalLM, CCPreprocessor, Contrastive, FusedConnection
+from keras_cc import (
+    DFT,
+    CCCausalLM,
+    CCPreprocessor,
+    Contrastive,
+    FusedConnection,
+    SelfDistillation,
+)
 from keras_cc.data.batches import PreparedBatches
 
 TOKENIZER = tiny_tokenizers.llama3_tokenizer()
@@ -142,6 +147,13 @@ def test_an_accumulated_group_is_the_whole_batch():
         np.testing.assert_allclose(one, other, atol=2e-6)
 
 
+def test_a_group_may_close_over_the_end_of_an_epoch():
+    # Then the next epoch's first batch, the one with answers, is made in this one.
+    made = model(rate=0.1, accumulate=2)
+    losses = fit(made, [*ANSWERED[:2], *UNANSWERED], batch_size=2, epochs=2)
+    assert losses["sft_loss"] > 0
+
+
 def test_a_batch_without_any_answer_trains_the_transform_alone():
     made = model(rate=0.1)
     before = {v.path: np.array(v) for v in made.trainable_variables}
@@ -190,11 +202,19 @@ def test_a_method_without_a_use_for_them_refuses_them_by_name(connection, says):
         np.testing.assert_array_equal(one, other)
 
 
+def test_an_objective_that_reads_answers_alone_refuses_them():
+    made = model(None, SelfDistillation("pivot"))
+    with pytest.raises(ValueError, match=r"r4: no answer, and SelfDistillation.*4 such rows"):
+        fit(made, MIXED)
+    fit(model("fused", SelfDistillation("pivot")), MIXED)  # beside an alignment loss they count
+
+
 def test_scores_need_answers():
     made = model()
-    for score in (made.evaluate, functools.partial(fit, made, ANSWERED, validation_data=MIXED)):
-        with pytest.raises(ValueError, match="r4: no answer, and an evaluation"):
-            score(*([] if isinstance(score, functools.partial) else [MIXED]))
+    with pytest.raises(ValueError, match="r4: no answer, and an evaluation"):
+        made.evaluate(MIXED)
+    with pytest.raises(ValueError, match="r4: no answer, and an evaluation"):
+        fit(made, ANSWERED, validation_data=MIXED)
     made = model(None)
     made.intervention = keras_cc.XTransplant(0, 0)
     with pytest.raises(ValueError, match="r4: no answer, and a search"):

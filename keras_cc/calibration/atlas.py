@@ -14,8 +14,9 @@ from keras import ops
 
 from keras_cc.calibration.compiled import Compiled
 from keras_cc.connections import FusedConnection, SelectedConnection
-from keras_cc.data.batches import PIVOT_KEYS, TARGET_KEYS, PreparedBatches
+from keras_cc.data.batches import PreparedBatches
 from keras_cc.data.columns import plain_text, to_columns
+from keras_cc.data.prepared import PIVOT_KEYS, TARGET_KEYS
 from keras_cc.passes import runs
 
 

@@ -22,7 +22,8 @@ from keras_cc import losses
 from keras_cc.calibration.compiled import Compiled
 from keras_cc.calibration.ridge import RidgeSums, checked_ridge
 from keras_cc.connections import FusedConnection, SelectedConnection
-from keras_cc.data.batches import PIVOT_KEYS, TARGET_KEYS, PreparedBatches
+from keras_cc.data.batches import PreparedBatches
+from keras_cc.data.prepared import PIVOT_KEYS, TARGET_KEYS
 from keras_cc.interventions import Incline
 from keras_cc.passes import pairing, positions, runs
 

@@ -17,14 +17,10 @@ from typing import Any, cast
 
 import numpy as np
 
-from keras_cc.data import columns, pairs, sources
+from keras_cc.data import columns, pairs, prepared, sources
+from keras_cc.data.prepared import Batch
 from keras_cc.data.widths import MAX_SHAPES, Shape, Shapes
 
-Batch = tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]
-
-TARGET_KEYS = ("token_ids", "padding_mask", "answer_mask")
-PIVOT_KEYS = ("pivot_token_ids", "pivot_padding_mask")
-MIN_ANSWER_WINDOW = 4
 #: Batches of rows that are sorted by length together. Beyond it, order stays as it was drawn.
 POOL = 64
 #: Rows whose answers are looked for at a time, before any is tokenised.
@@ -139,7 +135,7 @@ class PreparedBatches:
         self._groups = group and self._packs and self._source.is_text
         self._shapes = Shapes(most_shapes)
         self.token_count = self.padding_count = 0  # of targets and pivots, batch by batch
-        self.row_count = self.unanswered_count = 0  # so far, pass by pass
+        self.row_count = self.unanswered_count = 0  # so far, batch by batch
         self._id_column = getattr(prepare, "id_column", "id")
         self._ids: dict[int, str] = {}  # of streamed rows, by number
         self._count: int | float | None = None
@@ -147,6 +143,8 @@ class PreparedBatches:
         self._ahead: dict[tuple[int, int], Batch] = {}  # (pass, batch) -> prepared ahead of time
         self.error: Exception | None = None  # what went wrong while batches were made
         self.counted_outside = False  # whether `step` is kept by a callback
+        #: Rows without an answer, where that is known before they are read; else 0.
+        self.known_unanswered = self._check_answers()
 
     # --- length ---
 
@@ -209,6 +207,7 @@ class PreparedBatches:
         source = self._source.batches(pass_index, self._seed)
         if self._groups:
             source = self._grouped(pass_index)
+        is_stream = not isinstance(self._source, sources.IndexedSource)
         rows, without = self.row_count, self.unanswered_count
         for index, (raw, numbers) in enumerate(source):
             key = (pass_index, index)
@@ -217,7 +216,7 @@ class PreparedBatches:
                 continue
             x, y, sample_weight = self._prepared(raw)
             self._count_padding(x)
-            unanswered = _unanswered(x)
+            unanswered = prepared.unanswered(x)
             self.row_count += len(y)
             self.unanswered_count += int(np.count_nonzero(unanswered))
             if numbers is None:
@@ -225,7 +224,7 @@ class PreparedBatches:
                 self._remember_ids(raw, first_row)
                 first_row += len(y)
             if self.answers == "all" and unanswered.any():
-                self._refuse(np.asarray(numbers)[unanswered])
+                self._refuse(np.asarray(numbers)[unanswered].tolist())
             if index == 0 and len(y) < self.least_rows:
                 raise ValueError(
                     f"A batch must have at least {self.least_rows} rows: an objective compares the "
@@ -237,22 +236,24 @@ class PreparedBatches:
                 x["objective_turn"] = np.full(len(y), turn, "int32")
             x["row_ids"] = np.asarray(numbers, "int32")
             if "answer_positions" not in x:
-                x["answer_positions"] = answer_positions(x["answer_mask"])
-            if index + 1 == self._count:  # who knows where a pass ends asks for no more
+                x["answer_positions"] = prepared.answer_positions(x["answer_mask"])
+            if is_stream and index + 1 == self._count:
+                # Who knows where a pass ends asks for no more.
                 self._check_some(self.row_count - rows, self.unanswered_count - without)
             yield x, y, sample_weight
-        self._check_some(self.row_count - rows, self.unanswered_count - without)
+        if is_stream:
+            self._check_some(self.row_count - rows, self.unanswered_count - without)
 
     # --- answers ---
 
-    def check_answers(self) -> int:
+    def _check_answers(self) -> int:
         """Counts the rows without an answer, and refuses them where they are of no use.
 
-        Nothing is tokenised. Of a source whose rows cannot be picked by number nothing is known
-        before it is read: 0, and what is to be refused is refused when it comes.
+        Nothing is tokenised. Of a stream nothing is known before it is read: 0, and what is to be
+        refused is refused when it comes.
         """
         source = self._source
-        if not isinstance(source, sources.IndexedSource):
+        if self.answers == "any" or not isinstance(source, sources.IndexedSource):
             return 0
         found: list[int] = []
         for start in range(0, source.size, CHUNK):
@@ -265,7 +266,7 @@ class PreparedBatches:
 
     def _lacks_answers(self, raw: Any) -> np.ndarray:
         if columns.is_prepared(raw):
-            return _unanswered(_check_prepared(raw)[0])
+            return prepared.unanswered(prepared.checked(raw)[0])
         name = getattr(self.prepare, "output_column", "output")
         if isinstance(raw, dict):
             size = len(next(iter(raw.values())))
@@ -274,13 +275,13 @@ class PreparedBatches:
             values = [row.get(name) for row in raw]
         return np.array([pairs.is_unanswered(value) for value in values])
 
-    def _refuse(self, numbers: Any) -> None:
-        first, *_ = self.describe(numbers[:1])
+    def _refuse(self, numbers: list[int]) -> None:
+        (first,) = self.describe(numbers[:1])
         raise ValueError(
             f"{first}: no answer, and {self.method} has no use for a pair of prompts without one: "
             "leave such rows out, answer them (`keras_cc.distill`), or name your columns "
-            "(`output_column=` of CCPreprocessor); a connection with an alignment loss and the "
-            "objectives of `keras_cc.objectives` learn from them. "
+            "(`output_column=` of CCPreprocessor); a connection with an alignment loss and "
+            "objectives that compare prompts, as `keras_cc.DFT` does, learn from them. "
             f"Received: {len(numbers)} such rows"
         )
 
@@ -326,7 +327,9 @@ class PreparedBatches:
         if group and total is None and self._source.shuffles:
             # The source can tell what the next pass begins with: close the group over its edge.
             following = list(itertools.islice(self._passes(step), lacking - len(group)))
-            counts = [_token_counts(batch, self.align_all) for batch in [*group, *following]]
+            counts = [
+                prepared.token_counts(batch, self.align_all) for batch in [*group, *following]
+            ]
             total = np.sum(counts, axis=0)
             places = (divmod(step - self.first_step + i, len(self)) for i in range(len(following)))
             self._ahead = dict(zip(places, following, strict=True))
@@ -340,7 +343,9 @@ class PreparedBatches:
                 yield batch
 
     def _with_loss_scale(self, group: list[Batch], total: "np.ndarray | None") -> Iterator[Batch]:
-        counts = np.array([_token_counts(batch, self.align_all) for batch in group]).reshape(-1, 4)
+        counts = np.array(
+            [prepared.token_counts(batch, self.align_all) for batch in group]
+        ).reshape(-1, 4)
         # Without the total of a whole group, its part here counts as one.
         size = len(group) if total is None else self.accumulate
         total = np.asarray(counts.sum(axis=0) if total is None else total)
@@ -352,7 +357,7 @@ class PreparedBatches:
 
     def _prepared(self, raw: Any) -> Batch:
         if columns.is_prepared(raw):
-            return _check_prepared(raw)
+            return prepared.checked(raw)
         if self.prepare is None:
             raise ValueError(
                 "The data is raw text, and there is no preprocessor to prepare it: build the model "
@@ -368,13 +373,13 @@ class PreparedBatches:
     def _padded(self, rows: Any) -> Batch:
         shape = self._shapes.holding(self._shape(rows))
         x, y, sample_weight = self.prepare.pad(rows, shape.target, shape.pivot)
-        x["answer_positions"] = answer_positions(x["answer_mask"], shape.answers)
+        x["answer_positions"] = prepared.answer_positions(x["answer_mask"], shape.answers)
         return x, y, sample_weight
 
     def _shape(self, rows: Any) -> Shape:
         target, pivot = self.prepare.widths_of(rows)
         span = max(len(row.ids) - row.prompt_length for row in rows)
-        return Shape(target, pivot, _window(span, target))
+        return Shape(target, pivot, prepared.window(span, target))
 
     def _count_padding(self, x: dict[str, np.ndarray]) -> None:
         for mask in (x["padding_mask"], x["pivot_padding_mask"]):
@@ -421,79 +426,6 @@ class PreparedBatches:
 
 class _Packed(list):
     """Rows that `prepare` has packed already."""
-
-
-def answer_positions(answer_mask: np.ndarray, width: int | None = None) -> np.ndarray:
-    """Returns the window of positions that covers each row's answer.
-
-    Args:
-        answer_mask: int (B, T), 1 where the next token belongs to the answer.
-        width: int, K where it is known; it must cover every answer.
-
-    Returns:
-        int32 (B, K): consecutive positions, from the first 1 of the row, moved left where the row
-        would end. K is the largest span from a row's first 1 to its last, rounded up to a power of
-        two, at least 4, at most T.
-    """
-    mask = np.asarray(answer_mask) != 0
-    length = mask.shape[1]
-    first = np.argmax(mask, axis=1)  # 0 in a row without an answer
-    last = length - 1 - np.argmax(mask[:, ::-1], axis=1)
-    span = np.where(mask.any(axis=1), last - first + 1, 0)
-    window = _window(int(span.max()), length) if width is None else width
-    start = np.minimum(first, length - window)
-    return (start[:, None] + np.arange(window)).astype("int32")
-
-
-def _window(span: int, length: int) -> int:
-    return min(length, max(MIN_ANSWER_WINDOW, 1 << (span - 1).bit_length()))
-
-
-def _unanswered(x: dict[str, np.ndarray]) -> np.ndarray:
-    """Whether a row is a pair of prompts without an answer, bool (B,)."""
-    has_pivot = (np.asarray(x["pivot_padding_mask"]) != 0).any(axis=1)
-    return has_pivot & (np.asarray(x["answer_mask"]) == 0).all(axis=1)
-
-
-def _token_counts(batch: Batch, align_all: bool) -> np.ndarray:
-    """Returns the four counts that `loss_scale` is made of, float64."""
-    x, _, sample_weight = batch
-    has_pivot = (np.asarray(x["pivot_padding_mask"]) != 0).any(axis=1)
-    tokens = (x["padding_mask"] != 0)[has_pivot | align_all].sum()
-    answers = (x["answer_mask"] != 0)[has_pivot].sum()
-    return np.array([sample_weight.sum(), tokens, has_pivot.sum(), answers], "float64")
-
-
-def _check_prepared(batch: Any) -> Batch:
-    x, y, sample_weight = batch
-    expected = set(TARGET_KEYS + PIVOT_KEYS)
-    if set(x) != expected:
-        raise ValueError(
-            f"x must hold exactly {sorted(expected)}: missing {sorted(expected - set(x))}, "
-            f"unknown {sorted(set(x) - expected)}. Received: keys {sorted(x)}"
-        )
-    x = {k: np.asarray(v).astype("int32", copy=False) for k, v in x.items()}
-    y = np.asarray(y).astype("int32", copy=False)
-    sample_weight = np.asarray(sample_weight).astype("float32", copy=False)
-    target, pivot = x["token_ids"].shape, x["pivot_token_ids"].shape
-    if len(target) != 2 or len(pivot) != 2 or target[0] != pivot[0]:
-        raise ValueError(
-            "token_ids must have shape (B, T) and pivot_token_ids (B, S), with one B. "
-            f"Received: token_ids.shape={target}, pivot_token_ids.shape={pivot}"
-        )
-    for name, value in {**x, "y": y, "sample_weight": sample_weight}.items():
-        wanted = pivot if name in PIVOT_KEYS else target
-        if value.shape != wanted:
-            raise ValueError(
-                f"{name} must have shape {wanted}. Received: {name}.shape={value.shape}"
-            )
-    outside = np.count_nonzero((sample_weight != 0) & (x["answer_mask"] == 0))
-    if outside:
-        raise ValueError(
-            "sample_weight must be 0 wherever answer_mask is 0: the loss is computed only there. "
-            f"Received: {outside} such positions"
-        )
-    return x, y, sample_weight
 
 
 def _name(value: Any) -> str:

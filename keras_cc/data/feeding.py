@@ -6,7 +6,8 @@ from typing import Any
 
 import keras
 
-from keras_cc.data.batches import Batch, PreparedBatches
+from keras_cc.data.batches import PreparedBatches
+from keras_cc.data.prepared import Batch
 
 _INT_KEYS = (
     "token_ids",

@@ -73,11 +73,11 @@ def search(model, rows, grid, batch_size=16, verbose="auto"):
             "keras_cc.XTransplant(0, 0)`. Received: intervention=None"
         )
     candidates = _candidates(intervention, grid, model.num_blocks)
-    prepared = PreparedBatches(
-        rows, model.preprocessor, batch_size, group=True, answers="all", method="a search"
+    batches = list(
+        PreparedBatches(
+            rows, model.preprocessor, batch_size, group=True, answers="all", method="a search"
+        )
     )
-    prepared.check_answers()
-    batches = list(prepared)
     has_pivot = any((x["pivot_padding_mask"] != 0).any() for x, _, _ in batches)
     if intervention.needs_pivot and not has_pivot:
         raise ValueError(

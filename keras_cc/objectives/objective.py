@@ -34,8 +34,6 @@ class PairStates:
         pivot_token_ids: int `(B, S)`.
         answer_mask: bool `(B, K)`, True at the positions, of those that logits are taken at,
             whose next token belongs to the answer. K covers the answers of a batch.
-        answer_ids: int `(B, K)`, the next tokens there.
-        is_own: bool `(B,)`, True for the rows whose answer is the model's own and not given.
         logits: from the name of a pass to its logits at those positions, `(B, K, vocabulary)`:
             `"student"`, what a user gets; `"connected"`; `"pivot"`, the pivot prompt in place
             of the target's; `"in_context"`, the pivot prompt in front of it. The last two go
@@ -52,8 +50,6 @@ class PairStates:
     has_pivot: Any
     pivot_token_ids: Any
     answer_mask: Any
-    answer_ids: Any
-    is_own: Any
     logits: Callable
     lens: Callable
     num_blocks: int

@@ -12,8 +12,9 @@ DIVERGENCES = ("forward", "reverse")
 class SelfDistillation(Objective):
     """What the model knows with English at hand, taught to the path that a user gets.
 
-    With `q` the teacher's distribution of an answer's token and `p` the student's, both
-    at temperature tau, and `sg` without a gradient:
+    With `q` the teacher's distribution of an answer's token and `p` the student's, float32
+    `(batch, answer positions, vocabulary)`, both at temperature tau, and `sg` without a
+    gradient:
 
         forward:  tau^2 mean_tokens KL(sg q || p),  KL(q || p) = sum_v q(v) log(q(v) / p(v))
         reverse:  tau^2 mean_tokens KL(p || sg q)

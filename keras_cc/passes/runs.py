@@ -146,9 +146,7 @@ def objective_outputs(model, inputs, pivot_scope, scope, logits, training=False)
     last = ops.cast(positions.last_prompt(real, inputs.get("answer_mask")), "int32")
     pivot_mask = ops.cast(inputs["pivot_padding_mask"], "bool")
     has_pivot = ops.any(pivot_mask, axis=1)
-    positions_of_logits = _answer_positions(inputs)
     answers = inputs.get("answer_mask", ops.zeros_like(inputs["token_ids"]))
-    own = inputs.get("own_answer")
     states = PairStates(
         target=_hidden_by_block(scope),
         pivot=_hidden_by_block(pivot_scope),
@@ -156,9 +154,7 @@ def objective_outputs(model, inputs, pivot_scope, scope, logits, training=False)
         pivot_mask=pivot_mask,
         has_pivot=has_pivot,
         pivot_token_ids=inputs["pivot_token_ids"],
-        answer_mask=ops.cast(positions.gather(answers, positions_of_logits), "bool"),
-        answer_ids=positions.gather(_next_tokens(inputs), positions_of_logits),
-        is_own=ops.zeros_like(has_pivot) if own is None else ops.cast(own, "bool"),
+        answer_mask=ops.cast(positions.gather(answers, _answer_positions(inputs)), "bool"),
         logits=lambda name: _logits_of(name, model, inputs, pivot_scope, logits, training),
         lens=model.lens,
         num_blocks=model.num_blocks,
@@ -179,18 +175,16 @@ def _answer_positions(inputs):
     return ops.cast(found, "int32")
 
 
-def _next_tokens(inputs):
-    ids = inputs["token_ids"]
-    return ops.concatenate([ids[:, 1:], ids[:, -1:]], axis=1)
-
-
 def _logits_of(name, model, inputs, pivot_scope, logits, training):
     """Logits at the answer's positions in another pass than the one at hand, see `PairStates`."""
     if name == "student":
         if model.connection is None:
             return logits
         return model.logits(run(model, inputs, monolingual(model, inputs), training), inputs)
-    if name == "connected":  # without connection dropout: all that the pivot gives
+    if name == "connected":
+        if not training:
+            return logits
+        # Without connection dropout and noise: all that the pivot gives.
         scope = connected(model, inputs, pivot_scope)
         return model.logits(run(model, inputs, scope), inputs)
     return _logits_after_pivot(name, model, inputs)
@@ -210,16 +204,14 @@ def _logits_after_pivot(name, model, inputs):
         start = ops.cast(pivot_ids[:, 0] == ids[:, 0], "int32")
         width = pivot_ids.shape[1] + ids.shape[1]
     start = ops.cast(start, "int32")
+    total = length + ops.sum(ops.cast(mask, "int32"), axis=1) - start
+    real = ops.arange(width, dtype="int32")[None, :] < total[:, None]
     joined = {
         "token_ids": positions.joined(pivot_ids, length, ids, start, width),
-        "padding_mask": positions.joined(pivot_mask, length, mask, start, width),
+        "padding_mask": ops.cast(real, "int32"),
     }
-    # The last value of `mask` repeats where the target is as wide as it is long.
-    total = length + ops.sum(ops.cast(mask, "int32"), axis=1) - start
-    inside = ops.arange(width, dtype="int32")[None, :] < total[:, None]
-    joined["padding_mask"] *= ops.cast(inside, joined["padding_mask"].dtype)
-    scope = pairing.PivotPass(ops.cast(joined["padding_mask"], "bool"))
-    hidden = run(model, joined, scope)
+    # As an English row: around the connection and its transform.
+    hidden = run(model, joined, pairing.PivotPass(real))
     where = ops.clip(where - start[:, None] + length[:, None], 0, width - 1)
     return model.logits(hidden, {"answer_positions": where})
 

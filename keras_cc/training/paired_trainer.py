@@ -283,7 +283,7 @@ class PairedTrainer(keras.Model):
             method=self.method,
             step=self._micro_steps,
         )
-        unanswered, says = batches.check_answers(), kwargs.get("verbose", "auto")
+        unanswered, says = batches.known_unanswered, kwargs.get("verbose", "auto")
         if unanswered and says:
             print(f"{unanswered} of {source.size} rows have no answer: pairs of prompts to align")
         sources = [batches]
@@ -348,11 +348,9 @@ class PairedTrainer(keras.Model):
 
     def _scored(self, source, batch_size):
         """Batches whose answers are scored, each row's."""
-        batches = PreparedBatches(
+        return PreparedBatches(
             source, self.preprocessor, batch_size, answers="all", method="an evaluation"
         )
-        batches.check_answers()
-        return batches
 
     def _accumulation_steps(self):
         optimizer = getattr(self, "optimizer", None)

@@ -8,8 +8,9 @@ import keras
 import numpy as np
 import pytest
 
-from keras_cc.data.batches import PreparedBatches, answer_positions
+from keras_cc.data.batches import PreparedBatches
 from keras_cc.data.feeding import StepCounter, as_keras_data
+from keras_cc.data.prepared import answer_positions
 
 grain = pytest.importorskip("grain", reason="grain is not installed")
 tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed")

@@ -184,7 +184,7 @@ def test_a_transplant_of_the_prompts_own_state_changes_nothing(layer, site):
 
 def test_answer_positions_ask_for_the_same_logits():
     model = make(XTransplant(0, 1))
-    positions = keras_cc.data.batches.answer_positions(X["answer_mask"])
+    positions = keras_cc.data.prepared.answer_positions(X["answer_mask"])
     found = logits(model, {**X, "answer_positions": positions})
     whole = logits(model, X)
     np.testing.assert_allclose(

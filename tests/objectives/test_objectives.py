@@ -63,8 +63,6 @@ def pack(rows, padding=0, left=0, garbage=0.0, dtype="float32", seed=5):
         has_pivot=ops.convert_to_tensor(has_pivot),
         pivot_token_ids=ops.convert_to_tensor(ids),
         answer_mask=None,  # what reads the answers is tested where there are passes
-        answer_ids=None,
-        is_own=None,
         logits=None,
         lens=lambda hidden: ops.tanh(ops.matmul(hidden, ops.cast(HEAD, hidden.dtype))) * 4,
         num_blocks=BLOCKS,
