@@ -4,6 +4,12 @@
     KERAS_BACKEND=jax python examples/compare.py --task xnli --data FOLDER --languages en tr ar \
         --methods sft cc "cc dropout=0.9" cc_published --seeds 0 1 2
 
+    KERAS_BACKEND=jax python examples/compare.py --protocol transfer --task currency_code \
+        --methods floor sft ceiling own_answers
+
+The first two train on every language's answers and score other items. `--protocol transfer` asks
+what crosses: facts are told in English alone, and asked in the other languages.
+
 Every cell is kept as soon as it is whole: killed, the command goes on where it was. At the end
 come a table, pictures and one HTML page, in the output folder. A method is a recipe's name
 (RECIPES.md has the list), then options of its connection, `connection_learning_rate=1e-3` (a rate
@@ -30,29 +36,46 @@ class Arguments:
     """Compare recipes on one dataset and one model."""
 
     methods: tuple[str, ...] = ("sft", "translation_sft", "cc", "cc_published")
-    """Recipes, each maybe with options: "cc dropout=0.9 layers=[4,5] refit"."""
+    """Recipes, each maybe with options: "cc dropout=0.9 layers=[4,5] refit"; for transfer also
+    "floor" (the facts left out) and "ceiling" (told in every language)."""
+    protocol: Literal["task", "transfer"] = "task"
+    """task: answers in every language; transfer: facts told in English alone."""
     seeds: tuple[int, ...] = (0, 1)
     """Seeds; each method is trained once with each."""
     baseline: str = "sft"
     """The method that the others are measured against."""
     model: str = "demo:gemma3_270m"
     """A KerasHub preset, or `demo:` and the name of a demo model."""
-    task: str = "cldr"
-    """A task of `keras_cc.evaluation`: cldr, xnli, xstorycloze, xquad, ..."""
+    task: str | None = None
+    """A task of `keras_cc.evaluation`: cldr (the default), xnli, xstorycloze, xquad, ... Of
+    transfer a relation: currency_code (the default), currency, language, continent, born, town,
+    speaks, mkqa, xquad, or rows (a JSON lines file of yours)."""
     data: str | None = None
-    """Folder with train/TASK/LANG.jsonl and dev/TASK/LANG.jsonl; cldr needs none."""
+    """Folder with train/TASK/LANG.jsonl and dev/TASK/LANG.jsonl, or that file of rows; CLDR's and
+    invented facts need none."""
     languages: tuple[str, ...] = ("en", "tr", "sw", "id")
     """Languages, English among them."""
+    unseen_languages: tuple[str, ...] = ()
+    """Of transfer: languages that are scored and never trained."""
+    english_share: float = 0.4
+    """Of transfer: the share of rows in English."""
+    pair_share: float = 0.4
+    """Of transfer: the share of pairs without an answer, for methods that learn from them."""
+    pairs_from: float = 0.5
+    """Of transfer: the share of the steps before pairs come."""
+    items: int = 200
+    """Of transfer: how many invented facts."""
     train_rows: int = 60
     """Rows a language to train on; 0 takes all."""
     dev_rows: int = 32
     """Rows a language that are scored; 0 takes all."""
-    score_on: str = "dev"
-    """dev, or held_out (a fifth of the training ids; cldr's validation split): to choose by."""
+    score_on: Literal["dev", "held_out", "test"] = "dev"
+    """dev, or to choose by: held_out (a fifth of the training ids; cldr's validation split). Of
+    transfer: dev to choose by, test to report."""
     epochs: int = 1
     """Passes over the rows; recipes that make more rows of them take more steps."""
-    steps: int = 0
-    """Training steps of every method alike; 0: as the epochs say."""
+    steps: int | None = None
+    """Training steps of every method alike; default: as the epochs say, and 150 of transfer."""
     batch_size: int = 8
     """Rows a step."""
     learning_rate: float = 3e-5
@@ -75,13 +98,15 @@ class Arguments:
 
 def experiments(args):
     """The cells that the arguments ask for, the untuned model first."""
-    fields = {field.name for field in dataclasses.fields(comparison.Experiment)}
+    kind = comparison.Transfer if args.protocol == "transfer" else comparison.Experiment
+    fields = {field.name for field in dataclasses.fields(kind)}
     settings = {name: value for name, value in vars(args).items() if name in fields}
-    untuned = comparison.Experiment(comparison.UNTUNED, **settings)
+    for name in ("task", "steps"):
+        if settings[name] is None:  # each protocol has its own
+            del settings[name]
+    untuned = kind(comparison.UNTUNED, **settings)
     methods = [
-        comparison.Experiment.parse(method, seed=seed, **settings)
-        for seed in args.seeds
-        for method in args.methods
+        kind.parse(method, seed=seed, **settings) for seed in args.seeds for method in args.methods
     ]
     unique = {}
     for cell in (untuned, *methods):

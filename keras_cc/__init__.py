@@ -7,9 +7,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 # The model, and what it is connected by.
+from keras_cc import adapters as adapters
 from keras_cc import connections as connections
 from keras_cc import layers as layers
 from keras_cc.cc_causal_lm import CCCausalLM as CCCausalLM
+from keras_cc.connections import FlareConnection as FlareConnection
 from keras_cc.connections import FusedConnection as FusedConnection
 from keras_cc.connections import SelectedConnection as SelectedConnection
 from keras_cc.backbones.families import supported_backbones as supported_backbones
@@ -33,6 +35,7 @@ from keras_cc.objectives import SelfDistillation as SelfDistillation
 # Inference: transforms, and the search over their options.
 from keras_cc import interventions as interventions
 from keras_cc.interventions import Incline as Incline
+from keras_cc.interventions import Shift as Shift
 from keras_cc.interventions import XTransplant as XTransplant
 from keras_cc.interventions.search import SearchResult as SearchResult
 from keras_cc.interventions.search import search as search

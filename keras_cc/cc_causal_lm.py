@@ -1,12 +1,12 @@
 from typing import Any
 
 import keras
+from keras import ops
 
 from keras_cc import cc_weights, connections, generation, interventions
 from keras_cc.backbones import surgery, taps
 from keras_cc.backbones.families import family_of
 from keras_cc.calibration import closed_form
-from keras_cc.layers import CCFeedForward
 from keras_cc.passes import pairing, runs
 from keras_cc.passes.positions import gather
 from keras_cc.preprocessing import CCPreprocessor
@@ -30,14 +30,14 @@ class CCCausalLM(PairedTrainer):
     Args:
         causal_lm: a `keras_hub.models.CausalLM` with a backbone from
             `keras_cc.supported_backbones()`.
-        connection: what training changes in the forward pass: `"fused"`, `"selected"`, an
-            object such as `keras_cc.FusedConnection()`, or None: plain supervised fine-tuning
+        connection: what training changes in the forward pass: `"fused"`, `"selected"`, `"flare"`,
+            an object such as `keras_cc.FusedConnection()`, or None: plain supervised fine-tuning
             on the target rows.
         objectives: extra losses on the pair, beside a connection or alone: names or objects of
             `keras_cc.objectives`, such as `"dft"` or `keras_cc.Contrastive(temperature=0.05)`.
         intervention: a transform at inference, on a tuned or an untuned model: a
-            `keras_cc.XTransplant` or `keras_cc.Incline`, or None. It can be set later,
-            `model.intervention = ...`.
+            `keras_cc.XTransplant`, `keras_cc.Incline` or `keras_cc.Shift`, or None. It can be
+            set later, `model.intervention = ...`.
         preprocessor: a `keras_cc.CCPreprocessor`, or `"auto"`: one with default options
             around `causal_lm.preprocessor`, if that is there. None: only preprocessed
             batches are taken. It can be replaced later, `model.preprocessor = ...`.
@@ -112,7 +112,7 @@ class CCCausalLM(PairedTrainer):
         parts = [repr(part) for part in (self.connection, *self.objectives) if part is not None]
         self.method = ", ".join(parts) or "plain fine-tuning"
         self._head = Untracked(surgery.language_model_head(causal_lm))
-        # What the connection put in: "block_3" and its `CCFeedForward`, and others by name.
+        # What the connection put in: "block_3" and the `CCFeedForward` there, and others by name.
         self._attached = Untracked({})
         if self.connection is not None:
             self._attached.value = surgery.connect(causal_lm, self.connection)
@@ -145,7 +145,9 @@ class CCCausalLM(PairedTrainer):
 
     def _connected(self, inputs, training):
         of_target, of_pivot = runs.objective_sites(self.objectives, self.num_blocks)
-        pivot = runs.pivot(self, inputs, training, observed=of_pivot)
+        pivot = runs.pivot(
+            self, inputs, training, of_pivot, is_read=self.connection is not None or bool(of_pivot)
+        )
         scope = runs.connected(self, inputs, pivot, training)
         scope.observed |= of_target
         logits = self.logits(runs.run(self, inputs, scope, training), inputs)
@@ -250,9 +252,10 @@ class CCCausalLM(PairedTrainer):
         the alignment loss on these rows is never higher afterwards. Selected connection: one `X`
         for all layers, from the target's feed-forward activations to the pivot's at their last
         prompt tokens. `Incline` intervention (where one is set, that is what is fitted): one `W_l`
-        a layer, with `W0 = 0`. Sums are kept in float64, O(layers d^2) in memory, whatever the
-        number of rows; a batch's activations are held at once, so lower `batch_size` for large
-        models. Call it after training.
+        a layer, with `W0 = 0`. `Shift` (likewise): no matrix, but each language's means, from a
+        list of rows or a dict of columns with their `lang`. Sums are kept in float64,
+        O(layers d^2) in memory, whatever the number of rows; a batch's activations are held at
+        once, so lower `batch_size` for large models. Call it after training.
 
         Args:
             x, y, sample_weight: paired rows, as in `fit`. Rows without a pivot are passed over.
@@ -266,10 +269,12 @@ class CCCausalLM(PairedTrainer):
 
         Returns:
             A dict from a matrix's name to its `keras_cc.calibration.ridge.RidgeFit`: the errors
-            before and after, the ridge, the rank.
+            before and after, the ridge, the rank. Of a `Shift`, from a block's name to its
+            `keras_cc.calibration.language_means.ShiftFit`.
 
         Raises:
-            ValueError: if there is nothing to fit, or no row has a pivot.
+            ValueError: if there is nothing to fit, or no row has a pivot; for a `Shift`, a row
+                without a `lang`.
 
         Example:
 
@@ -279,7 +284,7 @@ class CCCausalLM(PairedTrainer):
         ```
 
         Source: the Transform Matrix of CC-Tuning (arXiv 2506.00875, `get_matrix.py` of its
-        code), and INCLINE (arXiv 2410.12462).
+        code), INCLINE (arXiv 2410.12462) and LRP2 (arXiv 2311.03788).
         """
         source = x if y is None and sample_weight is None else (x, y, sample_weight)
         return closed_form.fit_transform(
@@ -318,16 +323,28 @@ class CCCausalLM(PairedTrainer):
     @property
     def is_mergeable(self):
         """Whether `merge()` can give a stock model that does what a user of this one gets."""
-        if self.intervention is not None:
+        if surgery.is_adapted(self.causal_lm):
+            return False
+        if self.intervention is not None and self._added() is None:
             return False
         return self.connection is None or self.connection.obstacle is None
+
+    def _added(self):
+        """What `merge()` adds to biases for the intervention, as pairs of a bias and a vector;
+        None where that is not all there is to it, or there are no biases."""
+        constants = self.intervention.constants(self.num_blocks)
+        biases = None if constants is None else surgery.biases(self.causal_lm, constants)
+        if biases is None:
+            return None
+        return [(biases[number], vector) for number, vector in constants.items()]
 
     def merge(self):
         """Fold the transforms into the projections and give the stock model back.
 
             kernel <- kernel @ W,    bias <- bias @ W
 
-        Folded in float32 and rounded once. It is the model that was passed in, disconnected:
+        Folded in float32 and rounded once. A `Shift` of one named language is added to the biases
+        that it falls on, behind the transforms. It is the model that was passed in, disconnected:
         no extra parameter, no extra time, nothing of keras_cc in it. This `CCCausalLM`
         stays usable as a plain fine-tuner of it (`connection` is None and `objectives` is empty
         from then on), with an optimizer that starts anew.
@@ -338,14 +355,25 @@ class CCCausalLM(PairedTrainer):
         Raises:
             ValueError: if the transform is no matrix (`"mlp"`), a connected projection is
                 quantised or carries LoRA weights, the connection is the selected one, or the
-                model has an intervention. Nothing has changed then.
+                intervention cannot be folded, or there are adapters. Nothing has changed then.
         """
-        if self.intervention is not None:
+        if surgery.is_adapted(self.causal_lm):
             raise ValueError(
-                "`merge()` cannot fold an intervention, which changes one position of each prompt: "
-                "set `model.intervention = None` to leave it out, or keep this model for "
-                f"inference. Received: intervention={self.intervention!r}"
+                "`merge()` cannot fold adapters, which are not linear: keep this model for "
+                "inference, or call the adapters' `remove()` to have the model without them. "
+                f"Received: causal_lm={self.causal_lm.name!r} with adapters"
             )
+        added = []
+        if self.intervention is not None:
+            added = self._added()
+            if added is None:
+                raise ValueError(
+                    "`merge()` cannot fold an intervention that depends on the prompt, nor a "
+                    "vector where the feed-forward projection has no bias: set "
+                    "`model.intervention = None` to leave it out, or keep this model for "
+                    "inference. "
+                    f"Received: intervention={self.intervention!r}"
+                )
         if not self.is_mergeable:
             raise ValueError(
                 f"`merge()` cannot fold this connection: {self.connection.obstacle}. Keep this "
@@ -353,7 +381,10 @@ class CCCausalLM(PairedTrainer):
                 "`disconnect()` to have the tuned model without it. "
                 f"Received: connection={self.connection!r}"
             )
-        return self._disconnect(fold=True)
+        stock = self._disconnect(fold=True)  # or it raises, and nothing has changed
+        for bias, vector in added:
+            bias.assign_add(ops.cast(vector, bias.dtype))
+        return stock
 
     def disconnect(self):
         """Take the connection out without folding, and give the stock model back.
@@ -393,12 +424,10 @@ class CCCausalLM(PairedTrainer):
         """
         found = {}
         for path, layer in self._attached.value.items():
-            if not isinstance(layer, CCFeedForward):
-                found[path] = layer
-                continue
-            for name in ("decision_gate", "transform_matrix"):
-                if getattr(layer, name) is not None:
-                    found[f"{path}/{name}"] = getattr(layer, name)
+            parts = getattr(layer, "parts", None)
+            found |= (
+                {path: layer} if parts is None else {f"{path}/{k}": v for k, v in parts.items()}
+            )
         if self.intervention is not None:
             for number, layer in self.intervention.matrices.items():
                 found[f"block_{number}/intervention"] = layer

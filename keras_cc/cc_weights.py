@@ -11,14 +11,15 @@ from keras_cc.whole_files import whole_file
 
 FORMAT = 2
 # Options that other weights, or another use of them, come from.
-_OPTIONS = {"gate", "transform", "rank", "layers", "alignment", "sink_tokens", "site"}
+_OPTIONS = {
+    *("gate", "transform", "rank", "alpha", "layers", "alignment", "sink_tokens", "site"),
+    "languages",
+}
 _BACKBONE_FACTS = ("num_layers", "hidden_dim", "intermediate_dim", "vocabulary_size")
 
 
 def save(model, path):
     """What `CCCausalLM.save_cc_weights` does, see there."""
-    path = os.fspath(path)
-    write = _by_ending(path, {".safetensors": _write_safetensors, ".weights.h5": _write_h5})
     if model.connection is None and model.intervention is None:
         raise ValueError(
             "There is no connection and no intervention to save. "
@@ -26,21 +27,53 @@ def save(model, path):
         )
     weights = {key: to_numpy(variable) for key, variable in _variables(model).items()}
     options = {
-        "format": FORMAT,
         "connection": keras.saving.serialize_keras_object(model.connection),
         "intervention": keras.saving.serialize_keras_object(model.intervention),
-        "backbone": backbone_facts(model.causal_lm.backbone),
     }
+    write(path, weights, options, model.causal_lm.backbone)
+
+
+def write(path, weights, options, backbone):
+    """Write weights, and options beside them.
+
+    Args:
+        path: a file name that ends in `.safetensors` or `.weights.h5`.
+        weights: a dict of NumPy arrays.
+        options: a dict that JSON can hold.
+        backbone: the backbone that the weights are for.
+    """
+    path = os.fspath(path)
+    write_weights = _by_ending(path, {".safetensors": _write_safetensors, ".weights.h5": _write_h5})
+    options = {"format": FORMAT, **options, "backbone": backbone_facts(backbone)}
     with whole_file(path) as unfinished:
-        write(unfinished, weights)
+        write_weights(unfinished, weights)
     with whole_file(_options_path(path)) as unfinished:
         unfinished.write_text(json.dumps(options, indent=2) + "\n", encoding="utf-8")
 
 
 def load(model, path):
     """What `CCCausalLM.load_cc_weights` does, see there."""
+    weights, options = read(path, model.causal_lm.backbone)
     path = os.fspath(path)
-    read = _by_ending(path, {".safetensors": _read_safetensors, ".weights.h5": _read_h5})
+    _check_options(path, options, model)
+    variables = _variables(model)
+    if set(weights) != set(variables):
+        raise ValueError(
+            f"`path` must hold exactly the weights {sorted(variables)}. Received: {sorted(weights)}"
+        )
+    check_shapes(path, weights, variables)
+    for key, value in weights.items():
+        variables[key].assign(value)
+
+
+def read(path, backbone):
+    """What `write` wrote for this backbone: `(weights, options)`.
+
+    Raises:
+        ValueError: if there is no such file, or it is of another format or backbone.
+    """
+    path = os.fspath(path)
+    read_weights = _by_ending(path, {".safetensors": _read_safetensors, ".weights.h5": _read_h5})
     for needed in (path, _options_path(path)):
         if not os.path.exists(needed):
             raise ValueError(
@@ -53,26 +86,23 @@ def load(model, path):
             f"`path` must be of format {FORMAT}, which this version of keras_cc reads. "
             f"Received: format={options.get('format')!r} in {_options_path(path)!r}"
         )
-    here = backbone_facts(model.causal_lm.backbone)
+    here = backbone_facts(backbone)
     if options["backbone"] != here:
         raise ValueError(
-            f"`path` holds the connection of another backbone: this model's is {here}. "
+            f"`path` holds weights of another backbone: this model's is {here}. "
             f"Received: weights for {options['backbone']}"
         )
-    _check_options(path, options, model)
-    weights, variables = read(path), _variables(model)
-    if set(weights) != set(variables):
-        raise ValueError(
-            f"`path` must hold exactly the weights {sorted(variables)}. Received: {sorted(weights)}"
-        )
+    return read_weights(path), options
+
+
+def check_shapes(path, weights, variables):
+    """Refuse weights, of a subset of the keys of `variables`, that do not fit."""
     for key, value in weights.items():
         if tuple(value.shape) != tuple(variables[key].shape):
             raise ValueError(
                 f"{key} must have the shape {tuple(variables[key].shape)}. "
                 f"Received: shape {tuple(value.shape)} in {path!r}"
             )
-    for key, value in weights.items():
-        variables[key].assign(value)
 
 
 def _check_options(path, options, model):

@@ -93,6 +93,8 @@ def choice_or_count(name, value, choices, least=1):
 
 # ---------------------------------------------------------------- blocks of a model
 
+_PARTS = ("all", "upper")
+
 
 def block(name, value):
     """`value` as an int, if it is an integer: a block number, negative ones from the end."""
@@ -114,17 +116,19 @@ def block_or_share(name, value):
 
 
 def blocks(name, value):
-    """`value`, if it is `"all"`, or as a list, if it is a sequence of block numbers."""
+    """`value`, if it is one of `_PARTS`, or as a list, if it is a sequence of block numbers."""
     if isinstance(value, str):
-        if value != "all":
+        if value not in _PARTS:
             raise ValueError(
-                f'`{name}` must be "all" or a sequence of block numbers. Received: {name}={value!r}'
+                f"`{name}` must be one of {_PARTS} or a sequence of block numbers. "
+                f"Received: {name}={value!r}"
             )
         return value
     wanted = list(value) if hasattr(value, "__iter__") else None
     if not wanted or not all(_is_integer(one) for one in wanted):
         raise ValueError(
-            f'`{name}` must be "all" or a non-empty sequence of integers (block numbers). '
+            f"`{name}` must be one of {_PARTS} or a non-empty sequence of integers (block "
+            "numbers). "
             f"Received: {name}={value!r}"
         )
     return [int(one) for one in wanted]
@@ -150,6 +154,8 @@ def block_numbers(name, value, num_blocks):
     """The blocks, sorted and from 0, that an option names in a model of `num_blocks`."""
     if value == "all":
         return list(range(num_blocks))
+    if value == "upper":
+        return list(range(num_blocks - -(-num_blocks // 3), num_blocks))
     if any(not -num_blocks <= one < num_blocks for one in value):
         raise ValueError(
             f"`{name}` must hold block numbers from 0 to {num_blocks - 1} (or negative ones "

@@ -21,7 +21,7 @@ from keras_cc.data import augment_with_translation, pairs
 from keras_cc.distillation import distill
 from keras_cc.interventions import Incline, XTransplant
 from keras_cc.interventions.search import search
-from keras_cc.objectives import DFT, Contrastive
+from keras_cc.objectives import DFT, Contrastive, SelfDistillation
 
 #: What INCLINE sweeps sigma over, where there are development rows to choose by.
 SIGMAS = tuple(round(-1 + 0.1 * step, 1) for step in range(21))
@@ -54,6 +54,53 @@ class Recipe:
     intervention: Callable[[], Any] | None = None
     augment: str | None = None
     fits: bool = False
+
+    def with_options(self, options):
+        """This recipe with other options.
+
+        Args:
+            options: a dict of options of its connection or of one of its objectives, each given
+                to the part that has an option of that name.
+
+        Returns:
+            A `Recipe`.
+
+        Raises:
+            ValueError: for an option that no part has, or several have.
+
+        Example:
+
+        ```python
+        keras_cc.recipes.get("cc").with_options({"dropout": 0.9, "layers": [4, 5]})
+        ```
+        """
+        if not options:
+            return self
+        parts = [*([self.connection()] if self.connection else []), *self.objectives()]
+        configs = [part.get_config() for part in parts]
+        if not parts:
+            raise ValueError(
+                "`options` are those of a recipe's connection or objectives, and the recipe "
+                f"{self.name!r} has none. Received: options={dict(options)}"
+            )
+        for name in options:
+            holders = sum(name in config for config in configs)
+            if holders != 1:
+                known = sorted({key for config in configs for key in config})
+                raise ValueError(
+                    f"`options` must be of one part of the recipe {self.name!r} each (its "
+                    f"connection or an objective), some of {known}. Received: {name!r}, of "
+                    f"{holders} parts, in options={dict(options)}"
+                )
+        parts = [
+            type(part).from_config({k: options.get(k, v) for k, v in config.items()})
+            for part, config in zip(parts, configs, strict=True)
+        ]
+        connection, objectives = self.connection, tuple(parts)
+        if connection is not None:
+            first, *rest = parts
+            connection, objectives = (lambda: first), tuple(rest)
+        return dataclasses.replace(self, connection=connection, objectives=lambda: objectives)
 
     def model(self, causal_lm, **kwargs):
         """The `CCCausalLM` that trains by this recipe.
@@ -209,6 +256,29 @@ RECIPES = {
             _CC,
             connection=SelectedConnection,
             fits=True,
+        ),
+        Recipe(
+            "own_answers",
+            "data: the model's own English answers, made anew while it trains, supervise prompts "
+            "that have none",
+            "SDRRL, Zhang et al., arXiv 2402.12204, online",
+            objectives=lambda: (SelfDistillation("pivot", "labels", refresh=50),),
+        ),
+        Recipe(
+            "self_distillation",
+            "objective: what the model says after the English prompt, taught to the other path",
+            "context distillation, Snell et al., arXiv 2209.15189",
+            objectives=lambda: (SelfDistillation("pivot", refresh=50),),
+        ),
+        Recipe(
+            "cc_distilled",
+            "connection: fused at the last prompt token of the upper blocks, gates open; "
+            "objective: the connected pass teaches the monolingual one",
+            _CC,
+            connection=lambda: FusedConnection(
+                "last", layers="upper", initial_gate=0.9, alignment_loss_weight=0.0
+            ),
+            objectives=lambda: (SelfDistillation("connected", refresh=50),),
         ),
         Recipe(
             "dft",

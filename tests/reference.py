@@ -64,14 +64,14 @@ class Reference:
                 result[position, :, half + i] = b * math.cos(angle) + a * math.sin(angle)
         return result
 
+    def project(self, x, block, name):
+        """(tokens, heads, head dim), of `name` in query, key, value."""
+        return np.einsum("td,dhk->thk", x, self.weights[f"{block}/self_attention/{name}/kernel"])
+
     def attention(self, x, block):
-        kernel = {
-            name: self.weights[f"{block}/self_attention/{name}/kernel"]
-            for name in ("query", "key", "value", "attention_output")
-        }
-        query = self.rotate(np.einsum("td,dhk->thk", x, kernel["query"]))
-        key = self.rotate(np.einsum("td,dhk->thk", x, kernel["key"]))
-        value = np.einsum("td,dhk->thk", x, kernel["value"])
+        query, key = (self.rotate(self.project(x, block, name)) for name in ("query", "key"))
+        value = self.project(x, block, "value")
+        output = self.weights[f"{block}/self_attention/attention_output/kernel"]
         heads, dim = query.shape[1:]
         group = heads // key.shape[1]  # query heads that share one key and value
         result = np.zeros_like(x)
@@ -79,7 +79,7 @@ class Reference:
             for head in range(heads):
                 scores = key[: t + 1, head // group] @ query[t, head] / math.sqrt(dim)
                 mixed = softmax(scores) @ value[: t + 1, head // group]
-                result[t] += mixed @ kernel["attention_output"][head]
+                result[t] += mixed @ output[head]
         return result
 
     def feed_forward(self, x, block):

@@ -139,7 +139,8 @@ def test_layers_that_the_model_does_not_have(layers):
 @pytest.mark.parametrize("connection", ["fuse", 1, FusedConnection, ["fused"], True])
 def test_a_connection_of_no_kind(connection):
     with pytest.raises(
-        ValueError, match=r"`connection` must be one of \['fused', 'selected'\].*Received: conn"
+        ValueError,
+        match=r"`connection` must be one of \['flare', 'fused', 'selected'\].*Received: conn",
     ):
         keras_cc.CCCausalLM(tiny.causal_lm(), connection)
 

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import dataclasses
-import importlib
 import json
 import math
 import os
@@ -17,7 +16,7 @@ from test_examples import tiny_load
 import keras_cc
 import keras_cc.demo
 from keras_cc import comparison, recipes
-from keras_cc.comparison import UNTUNED, Cells, Experiment, costs
+from keras_cc.comparison import UNTUNED, Cells, Experiment, costs, making
 from keras_cc.connections import FusedConnection
 from keras_cc.passes import runs
 from keras_cc.report.grouping import VERSION
@@ -25,7 +24,6 @@ from keras_cc.report.grouping import VERSION
 pytest.importorskip("babel", reason="the CLDR set needs babel")
 pytest.importorskip("scipy", reason='keras_cc.evaluation needs "keras-cc[evaluation]"')
 
-running = importlib.import_module("keras_cc.comparison.run")  # the package has a function `run`
 
 SMALL = {
     "model": "demo:tiny",
@@ -443,7 +441,7 @@ class TestRun:
     def test_a_connection_may_have_a_learning_rate_of_its_own(self, recipe):
         model = connected.text_model("llama3", recipes.get(recipe).connection())
         rates = {"learning_rate": 0.0, "connection_learning_rate": 0.1}
-        optimizer = running._optimizer(model, Experiment(recipe, **{**SMALL, **rates}), steps=4)
+        optimizer = making.optimizer(model, Experiment(recipe, **{**SMALL, **rates}), steps=4)
         model.compile(optimizer, **connected.QUICK)
         before = connected.weights(model)
         model.fit(connected.ROWS, batch_size=3, epochs=4, verbose=0)

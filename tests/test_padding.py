@@ -183,7 +183,7 @@ def test_what_is_padded_already_is_taken_as_it_is():
 
 
 @pytest.mark.thorough("fused")
-@pytest.mark.parametrize("connection", ["fused", "selected", None])
+@pytest.mark.parametrize("connection", ["fused", "selected", "flare", None])
 def test_losses_are_those_of_max_length(connection):
     """In the rows' own order, where both paddings have the same batches."""
     rows, found = ROWS[:10] + ENGLISH[:2], []

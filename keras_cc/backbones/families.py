@@ -17,6 +17,8 @@ class Family:
             output is the feed-forward activation F.
         attention: the same, of the block's self-attention.
         models: model names that people look for.
+        query, value: the attention's own attributes of those projections, or None where query,
+            key and value are one.
         positions: the backbone's attribute that says how many positions have an embedding, or
             None where positions are rotated and there is no end.
     """
@@ -26,23 +28,28 @@ class Family:
     attention: str
     models: str
     positions: str | None = None
+    query: str | None = "_query_dense"
+    value: str | None = "_value_dense"
 
 
+_PUBLIC = {"query": "query_dense", "value": "value_dense"}
 # Most KerasHub decoders name them so.
 _DENSE, _ATTENTION = "_feedforward_output_dense", "_self_attention_layer"
 
 FAMILIES = (
-    Family("GemmaBackbone", "ffw_linear", "attention", "Gemma, Gemma 2"),
-    Family("Gemma3Backbone", "ffw_linear", "attention", "Gemma 3 (text)"),
+    Family("GemmaBackbone", "ffw_linear", "attention", "Gemma, Gemma 2", **_PUBLIC),
+    Family("Gemma3Backbone", "ffw_linear", "attention", "Gemma 3 (text)", **_PUBLIC),
     Family("LlamaBackbone", _DENSE, _ATTENTION, "Llama 1, Llama 2, TinyLlama, Vicuna"),
     Family("Llama3Backbone", _DENSE, _ATTENTION, "Llama 3, SmolLM2"),
     Family("MistralBackbone", _DENSE, _ATTENTION, "Mistral"),
     Family("QwenBackbone", _DENSE, _ATTENTION, "Qwen 2, Qwen 2.5"),
     Family("Qwen3Backbone", _DENSE, _ATTENTION, "Qwen 3"),
-    Family("Phi3Backbone", "feedforward_output_dense", "attention", "Phi-3"),
-    Family("SmolLM3Backbone", "mlp.down_proj", "self_attn", "SmolLM3"),
-    Family("GPTNeoXBackbone", _DENSE, _ATTENTION, "GPT-NeoX, Pythia"),
-    Family("FalconBackbone", "dense_4h_to_h", "attention_layer", "Falcon"),
+    Family("Phi3Backbone", "feedforward_output_dense", "attention", "Phi-3", **_PUBLIC),
+    Family(
+        "SmolLM3Backbone", "mlp.down_proj", "self_attn", "SmolLM3", query="q_proj", value="v_proj"
+    ),
+    Family("GPTNeoXBackbone", _DENSE, _ATTENTION, "GPT-NeoX, Pythia", query=None, value=None),
+    Family("FalconBackbone", "dense_4h_to_h", "attention_layer", "Falcon", **_PUBLIC),
     Family("GPT2Backbone", _DENSE, _ATTENTION, "GPT-2", positions="max_sequence_length"),
     Family("OPTBackbone", _DENSE, _ATTENTION, "OPT", positions="max_sequence_length"),
     Family("BloomBackbone", "_mlp_output_dense", _ATTENTION, "BLOOM, BLOOMZ"),

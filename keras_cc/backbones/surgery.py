@@ -20,19 +20,20 @@ Why each is needed:
 """
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_cc.backbones import taps
 from keras_cc.backbones.families import family_of, owner_of
-from keras_cc.layers import CCFeedForward
+from keras_cc.layers import AdaptedFeedForward, CCFeedForward, FlareProjection
 
+#: What a connection wraps layers in.
+WRAPPERS = (CCFeedForward, FlareProjection)
 # Attributes of a decoder block that hold what was attached to it.
 _PREFIX = "cc_"
 
 # The variables of the connection stay float32, whatever the backbone's: in bfloat16, Adam's
 # second moment never moves (beta_2 rounds to 1).
-_POLICIES = {
+POLICIES = {
     "float32": "float32",
     "bfloat16": "mixed_bfloat16",
     "float16": "mixed_float16",
@@ -43,14 +44,14 @@ _POLICIES = {
 def is_connected(causal_lm):
     """Whether some `CCCausalLM` has connected this model already."""
     return bool(_attached(causal_lm)) or any(
-        isinstance(layer, CCFeedForward) for layer in _all_layers(causal_lm.backbone)
+        isinstance(layer, WRAPPERS) for layer in all_layers(causal_lm.backbone)
     )
 
 
 def connect(causal_lm, connection):
     """Give a model the layers of a connection, in place.
 
-    The feed-forward projections of the connection's blocks are wrapped, and the layers that
+    The layers that the connection names of its blocks are wrapped, and the layers that
     it has once a model are attached to the first block.
 
     Args:
@@ -58,7 +59,8 @@ def connect(causal_lm, connection):
         connection: a `keras_cc.connections.Connection`.
 
     Returns:
-        A dict: `"block_3"` to the `CCFeedForward` there, and the attached layers by name.
+        A dict: `"block_3"` to the `CCFeedForward` there (or `"block_3/query"` to a
+        `FlareProjection`), and the attached layers by name.
 
     Raises:
         ValueError: for a backbone of no supported family, one that is connected already,
@@ -72,27 +74,51 @@ def connect(causal_lm, connection):
             "`merge()` or `disconnect()` first. "
             f"Received: causal_lm={causal_lm.name!r} with the layers of a connection"
         )
+    check_no_adapters(causal_lm)
     blocks = backbone.transformer_layers
     numbers = connection.block_numbers(len(blocks))
+    paths = connection.paths(family)
     own = connection.own_layers(len(blocks), backbone.hidden_dim)
     taps.untap(causal_lm)  # a tap belongs on the wrapper, not inside it
     layers = {}
     for number in numbers:
-        owner, attribute = owner_of(blocks[number], family.projection)
-        inner = getattr(owner, attribute)
-        layer = connection.feed_forward(
-            inner, name=f"cc_feed_forward_{number}", dtype=_POLICIES[inner.compute_dtype]
-        )
-        layer.build(_input_shape(inner))
-        _replace(owner, attribute, layer)
-        layers[f"block_{number}"] = layer
+        for name, path in paths.items():
+            owner, attribute = owner_of(blocks[number], path)
+            inner, is_ffn = getattr(owner, attribute), name == "feed_forward"
+            layer = connection.wrap(
+                inner, name=f"cc_{name}_{number}", dtype=POLICIES[inner.compute_dtype]
+            )
+            layer.build(input_shape(inner) if is_ffn else (None, None, backbone.hidden_dim))
+            replace(owner, attribute, layer)
+            layers[f"block_{number}" if is_ffn else f"block_{number}/{name}"] = layer
     for name, layer in own.items():
         attach(causal_lm, 0, name, layer)
         layers[name] = layer
-    _number_lora_layers(backbone)
+    number_lora_layers(backbone)
     _forbid_presets(causal_lm)
     causal_lm.generate_function = None  # it was compiled around the old layers
     return layers
+
+
+def is_adapted(causal_lm):
+    """Whether the model has adapters in it."""
+    return any(isinstance(layer, AdaptedFeedForward) for layer in all_layers(causal_lm.backbone))
+
+
+def trainable_flags(causal_lm):
+    """`(layer or variable, its `trainable`)` of all there are, in an order to set them again."""
+    owners = [causal_lm, *all_layers(causal_lm), *causal_lm.variables]
+    return [(owner, owner.trainable) for owner in owners]
+
+
+def train_only(causal_lm, variables):
+    """Have training change `variables` of the model, and no others."""
+    causal_lm.trainable = True  # frozen as a whole, it hides every variable
+    chosen = {id(variable) for variable in variables}
+    for variable in causal_lm.variables:
+        variable.trainable = id(variable) in chosen
+    # Compiled for others.
+    causal_lm.generate_function = causal_lm.train_function = None
 
 
 def disconnect(causal_lm, fold):
@@ -106,40 +132,55 @@ def disconnect(causal_lm, fold):
         ValueError: if `fold` and a transform is no matrix, or a projection is quantised
             or carries LoRA weights. Nothing has changed then.
     """
-    family = family_of(causal_lm.backbone)
-    places = []
-    for block in causal_lm.backbone.transformer_layers:
-        owner, attribute = owner_of(block, family.projection)
-        layer = getattr(owner, attribute)
-        if isinstance(layer, CCFeedForward):
-            places.append((owner, attribute, layer, _folded(layer) if fold else {}))
+    places = [
+        (owner, attribute, layer, _folded(layer) if fold else {})
+        for owner, attribute, layer in _wrapped(causal_lm)
+    ]
     taps.untap(causal_lm)
     for owner, attribute, layer, weights in places:
         for variable, value in weights.items():
             getattr(layer.inner, variable).assign(value)
-        _replace(owner, attribute, layer.inner)
+        replace(owner, attribute, layer.inner)
     for block, name in _attached(causal_lm):
-        _detach(block, name)
-    _number_lora_layers(causal_lm.backbone)
-    _allow_presets(causal_lm)
+        detach_from(block, name)
+    number_lora_layers(causal_lm.backbone)
+    allow_presets(causal_lm)
     causal_lm.generate_function = None
+
+
+def biases(causal_lm, numbers):
+    """The biases that what is added to the outputs of these blocks can be folded into.
+
+    Behind a projection that has a bias no family has a norm, so its output goes on to the block's
+    as it is.
+
+    Args:
+        causal_lm: a KerasHub causal language model, connected or not.
+        numbers: block numbers.
+
+    Returns:
+        A dict from block number to variable, or None where one of the projections has no bias.
+    """
+    path = family_of(causal_lm.backbone).projection
+    found = {}
+    for number in numbers:
+        owner, attribute = owner_of(causal_lm.backbone.transformer_layers[number], path)
+        layer = getattr(owner, attribute)
+        layer = layer.inner if isinstance(layer, CCFeedForward) else layer
+        found[number] = getattr(layer, "bias", None)
+    return None if any(bias is None for bias in found.values()) else found
 
 
 def attach(causal_lm, number, name, layer):
     """Make `layer` a sublayer of the model's decoder block `number`, under `cc_<name>`."""
-    block = causal_lm.backbone.transformer_layers[number]
-    block._tracker.unlock()
-    try:
-        setattr(block, _PREFIX + name, layer)
-    finally:
-        block._tracker.lock()
+    attach_to(causal_lm.backbone.transformer_layers[number], _PREFIX + name, layer)
 
 
 def detach(causal_lm, name):
     """Take the sublayers that were attached under `name` out of every block."""
     for block, attribute in _attached(causal_lm):
         if attribute == _PREFIX + name:
-            _detach(block, attribute)
+            detach_from(block, attribute)
 
 
 def language_model_head(causal_lm):
@@ -212,12 +253,20 @@ def unfreeze(layers):
         layers: layers that `connect` returned and that training changes.
     """
     for layer in layers:
-        if not isinstance(layer, CCFeedForward):
+        if not isinstance(layer, WRAPPERS):
             layer.trainable = True
             continue
         inner = layer.inner.trainable
         layer.trainable = True  # sets it on everything inside
         layer.inner.trainable = inner
+
+
+def mark_built(model):
+    """Say of sublayers without weights, such as a tokenizer, that they are built: nothing builds
+    those, and before each batch on JAX Keras runs a model eagerly that has a layer to build."""
+    for layer in all_layers(model):
+        if not layer.built and not layer.weights:
+            layer.built = True
 
 
 def backbone_config(backbone):
@@ -238,7 +287,7 @@ def quantise_weights_only(backbone):
 
     A saved policy, `"int4/128"`, does not say so, and a loaded layer rounds its inputs to int8.
     """
-    for layer in _all_layers(backbone):
+    for layer in all_layers(backbone):
         if getattr(layer, "quantization_mode", None) == "int4":
             layer.inputs_quantizer = None
 
@@ -249,7 +298,7 @@ def _takes(backbone, argument):
     return argument in inspect.signature(type(backbone).__init__).parameters
 
 
-def _all_layers(model):
+def all_layers(model):
     return model._flatten_layers(include_self=False)
 
 
@@ -269,28 +318,57 @@ def _attached(causal_lm):
     ]
 
 
-def _detach(block, attribute):
-    block._tracker.untrack(getattr(block, attribute))
-    delattr(block, attribute)
+def attach_to(owner, attribute, layer):
+    owner._tracker.unlock()
+    try:
+        setattr(owner, attribute, layer)
+    finally:
+        owner._tracker.lock()
 
 
-def _replace(owner, attribute, new):
+def detach_from(owner, attribute):
+    owner._tracker.untrack(getattr(owner, attribute))
+    delattr(owner, attribute)
+
+
+def check_no_adapters(causal_lm):
+    if is_adapted(causal_lm):
+        raise ValueError(
+            "`causal_lm` has adapters already: call `remove()` of the `keras_cc.adapters.MADX` "
+            f"that made them first. Received: causal_lm={causal_lm.name!r} with adapters"
+        )
+
+
+def replace(owner, attribute, new):
     old = getattr(owner, attribute)
     owner._tracker.replace_tracked_value("layers", old, new)
     setattr(owner, attribute, new)
 
 
-def _input_shape(projection):
+def input_shape(projection):
     """`(None, None, inner dim)`: the kernel of every family's projection is (inner, d)."""
     return (None, None, int(projection.kernel.shape[0]))
 
 
+def _wrapped(causal_lm):
+    """`(owner, attribute, wrapper)` of all that a connection wrapped."""
+    family = family_of(causal_lm.backbone)
+    ends = [f"{family.attention}.{name}" for name in (family.query, family.value) if name]
+    for block in causal_lm.backbone.transformer_layers:
+        for path in (family.projection, *ends):
+            owner, attribute = owner_of(block, path)
+            if isinstance(getattr(owner, attribute), WRAPPERS):
+                yield owner, attribute, getattr(owner, attribute)
+
+
 def _folded(layer):
-    """The projection's weights with the transform multiplied in, `kernel @ W`, `bias @ W`."""
-    if layer.transform_matrix is None:
-        return {}
-    matrix = layer.transform_matrix.matrix()
+    """The inner layer's weights with what the wrapper learnt in them; refused where it cannot be.
+
+    Folded in float32 and rounded once, to the layer's own type, by `assign`.
+    """
     inner = layer.inner
+    if isinstance(layer, CCFeedForward) and layer.transform_matrix is None:
+        return {}
     if getattr(inner, "quantization_mode", None) is not None:
         raise ValueError(
             "`merge()` folds into float weights only: merge first and quantise the merged model. "
@@ -302,19 +380,12 @@ def _folded(layer):
             "other layers (KerasHub's default is the attention's query and value). "
             f"Received: LoRA on {inner.name}"
         )
-    weights = {"kernel": inner.kernel}
-    if getattr(inner, "bias", None) is not None:
-        weights["bias"] = inner.bias
-    # Folded in float32 and rounded once, to the projection's own type, by `assign`.
-    return {
-        name: np.matmul(ops.convert_to_numpy(ops.cast(value, "float32")), matrix)
-        for name, value in weights.items()
-    }
+    return layer.folded()
 
 
-def _number_lora_layers(backbone):
+def number_lora_layers(backbone):
     if hasattr(backbone, "_lora_enabled_layers"):
-        layers = [layer for layer in _all_layers(backbone) if layer.weights]
+        layers = [layer for layer in all_layers(backbone) if layer.weights]
         backbone._lora_enabled_layers = [
             number for number, layer in enumerate(layers) if getattr(layer, "lora_enabled", False)
         ]
@@ -333,6 +404,6 @@ def _forbid_presets(causal_lm):
         object.__setattr__(model, "save_to_preset", save_to_preset)
 
 
-def _allow_presets(causal_lm):
+def allow_presets(causal_lm):
     for model in (causal_lm, causal_lm.backbone):
         vars(model).pop("save_to_preset", None)

@@ -31,10 +31,11 @@ def tap(causal_lm):
 
 
 def untap(causal_lm):
-    """Take every tap off a model, tapped or not."""
-    for _, layer in _tapped_layers(causal_lm):
-        for name in _METHODS:
-            vars(layer).pop(name, None)
+    """Take every tap off a model, tapped or not; returns whether it was."""
+    taken = [
+        vars(layer).pop(name, None) for _, layer in _tapped_layers(causal_lm) for name in _METHODS
+    ]
+    return any(method is not None for method in taken)
 
 
 def _tapped_layers(causal_lm):

@@ -19,6 +19,9 @@ from keras_cc.data.columns import plain_text, to_columns
 from keras_cc.data.prepared import PIVOT_KEYS, TARGET_KEYS
 from keras_cc.passes import runs
 
+#: The connections that have gates or a selection to be measured.
+MEASURED = (FusedConnection, SelectedConnection)
+
 
 @dataclasses.dataclass(frozen=True)
 class GateAtlas:
@@ -125,7 +128,7 @@ class ConnectionProbe:
         self, model: Any, rows: Any, batch_size: int = 8, by_language: bool = False
     ) -> None:
         connection = getattr(model, "connection", None)
-        if not isinstance(connection, (FusedConnection, SelectedConnection)):
+        if not isinstance(connection, MEASURED):
             raise ValueError(
                 "`model` must be a CCCausalLM with a connection, whose gates or selection there "
                 "are to measure: before `merge()` or `disconnect()`, and not one made with "

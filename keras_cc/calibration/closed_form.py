@@ -8,6 +8,8 @@
 | `SelectedConnection` | F_l(x) of the plain pass | F_l(p) | one for all layers |
 | `Incline` | z_l(x) of the plain pass | z_l(p) | one a layer |
 
+(A `Shift` has vectors alone, and means to take: `keras_cc.calibration.language_means`.)
+
 The sums are `keras_cc.calibration.ridge.RidgeSums`: float64, O(d^2) a matrix, whatever the number
 of rows.
 """
@@ -20,11 +22,12 @@ from keras import ops
 
 from keras_cc import losses
 from keras_cc.calibration.compiled import Compiled
+from keras_cc.calibration.language_means import fit_shift
 from keras_cc.calibration.ridge import RidgeSums, checked_ridge
 from keras_cc.connections import FusedConnection, SelectedConnection
 from keras_cc.data.batches import PreparedBatches
 from keras_cc.data.prepared import PIVOT_KEYS, TARGET_KEYS
-from keras_cc.interventions import Incline
+from keras_cc.interventions import Incline, Shift
 from keras_cc.passes import pairing, positions, runs
 
 HELD_OUT_EVERY = 5  # of the rows with a pivot, to choose the ridge by
@@ -32,6 +35,13 @@ HELD_OUT_EVERY = 5  # of the rows with a pivot, to choose the ridge by
 
 def fit_transform(model, source, *, batch_size=None, ridge="auto", positions=None, verbose="auto"):
     """What `CCCausalLM.fit_transform` does, see there."""
+    if isinstance(model.intervention, Shift):
+        if ridge != "auto" or positions is not None:
+            raise ValueError(
+                "`ridge` and `positions` are those of a least squares fit: a `Shift` takes means. "
+                f"Received: ridge={ridge!r}, positions={positions!r}"
+            )
+        return fit_shift(model, source, batch_size=batch_size, verbose=verbose)
     checked_ridge(ridge)  # before the pass over the data, not after it
     samples = _samples(model, positions)
     batches = PreparedBatches(source, model.preprocessor, batch_size=batch_size or 8)
@@ -111,7 +121,8 @@ def _samples(model, positions):
     if isinstance(model.connection, SelectedConnection):
         return _SelectedSamples(model, positions)
     raise ValueError(
-        "`fit_transform` needs a connection with a transform, or an `Incline` intervention. "
+        "`fit_transform` needs a connection with a transform, or an `Incline` or `Shift` "
+        "intervention. "
         f"Received: connection={model.connection!r}, intervention={model.intervention!r}"
     )
 

@@ -1,6 +1,8 @@
 import keras
 from keras import ops
 
+from keras_cc.backbones import surgery
+
 
 class Compiled(keras.Model):
     """A function of a model's inputs, compiled once on every backend.
@@ -25,6 +27,7 @@ class Compiled(keras.Model):
         self.model = model
         self._function = function
         self.built = True
+        surgery.mark_built(self)
 
     def call(self, inputs):
         return self._function(inputs)

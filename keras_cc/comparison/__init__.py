@@ -10,5 +10,6 @@ Needs the extra: `pip install "keras-cc[evaluation]"`.
 from keras_cc.comparison.cells import Cells, run_all
 from keras_cc.comparison.experiment import UNTUNED, Experiment
 from keras_cc.comparison.run import run
+from keras_cc.comparison.transfer import Transfer
 
-__all__ = ["UNTUNED", "Cells", "Experiment", "run", "run_all"]
+__all__ = ["UNTUNED", "Cells", "Experiment", "Transfer", "run", "run_all"]

@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from keras_cc.comparison.experiment import UNTUNED, Experiment
+from keras_cc.comparison.experiment import UNTUNED, Experiment, Training
 from keras_cc.comparison.run import run
+from keras_cc.comparison.transfer import Transfer
 from keras_cc.whole_files import whole_file
 
 # Their answers go to one file.
@@ -46,22 +47,22 @@ class Cells:
         self.folder = pathlib.Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def path(self, experiment: Experiment) -> pathlib.Path:
+    def path(self, experiment: Training) -> pathlib.Path:
         """The file of an experiment's cell."""
         return self.folder / f"{experiment.key}.json"
 
-    def __contains__(self, experiment: Experiment) -> bool:
+    def __contains__(self, experiment: Training) -> bool:
         return self.path(experiment).exists()
 
-    def __getitem__(self, experiment: Experiment) -> dict[str, Any]:
+    def __getitem__(self, experiment: Training) -> dict[str, Any]:
         return json.loads(self.path(experiment).read_text(encoding="utf-8"))
 
-    def add(self, experiment: Experiment, cell: Mapping[str, Any]) -> None:
+    def add(self, experiment: Training, cell: Mapping[str, Any]) -> None:
         """Keep a cell; the file appears when it is whole."""
         with whole_file(self.path(experiment)) as unfinished:
             unfinished.write_text(json.dumps(cell, ensure_ascii=False), encoding="utf-8")
 
-    def load(self, experiments: Sequence[Experiment]) -> list[dict[str, Any]]:
+    def load(self, experiments: Sequence[Training]) -> list[dict[str, Any]]:
         """The cells of experiments, `before` filled in from the untuned model's."""
         cells = [self[experiment] for experiment in experiments if experiment in self]
         for cell in cells:
@@ -77,7 +78,7 @@ class Cells:
 
 
 def run_all(
-    experiments: Sequence[Experiment],
+    experiments: Sequence[Training],
     folder: "str | os.PathLike[str]",
     *,
     workers: int = 1,
@@ -181,6 +182,6 @@ def _line(cell):
     return f"{cell['metric']} {np.mean(others):.1f} %, English {means['en']:.1f} %"
 
 
-def _experiment(config: Mapping[str, Any]) -> Experiment:
+def _experiment(config: Mapping[str, Any]) -> Training:
     options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
-    return Experiment(**options)
+    return (Transfer if "facts" in options else Experiment)(**options)

@@ -13,7 +13,7 @@ import numpy as np
 from keras import ops
 
 from keras_cc.calibration.compiled import Compiled
-from keras_cc.connections import FusedConnection
+from keras_cc.connections import FlareConnection, FusedConnection
 from keras_cc.passes import pairing
 from keras_cc.passes.runs import answer_nats, user
 
@@ -65,8 +65,8 @@ def machine() -> dict[str, Any]:
 
 
 def _stock_pass(model):
-    """The pass of the model as it came: layers of a fused connection give what is inside them."""
-    if isinstance(model.connection, FusedConnection):
+    """The pass of the model as it came: wrappers give what is inside them."""
+    if isinstance(model.connection, (FusedConnection, FlareConnection)):
         return lambda model, inputs: pairing.PivotPass(ops.cast(inputs["padding_mask"], "bool"))
     return lambda model, inputs: pairing.Pass()
 

@@ -3,18 +3,23 @@
 import keras
 
 from keras_cc.connections.connection import Connection as Connection
+from keras_cc.connections.flare import FlareConnection as FlareConnection
 from keras_cc.connections.fused import FusedConnection as FusedConnection
 from keras_cc.connections.selected import SelectedConnection as SelectedConnection
 
-CONNECTIONS = {"fused": FusedConnection, "selected": SelectedConnection}
+CONNECTIONS = {
+    "fused": FusedConnection,
+    "selected": SelectedConnection,
+    "flare": FlareConnection,
+}
 
 
 def get(identifier):
     """A connection from its name, its configuration, an object, or None (plain fine-tuning).
 
     Args:
-        identifier: `"fused"`, `"selected"`, a `Connection`, the dict that `keras.saving` made
-            of one, or None.
+        identifier: `"fused"`, `"selected"`, `"flare"`, a `Connection`, the dict that
+            `keras.saving` made of one, or None.
 
     Returns:
         A connection object, or None.

@@ -11,7 +11,7 @@ class Connection(Options):
     (`keras_cc.backbones.surgery.connect` makes them from here), and everything that happens
     during a forward pass is kept in the pass (`keras_cc.passes.pairing`).
 
-    Subclasses are `FusedConnection` and `SelectedConnection`.
+    Subclasses are `FusedConnection`, `SelectedConnection` and `FlareConnection`.
     """
 
     #: Weight of the alignment error in the loss; 0 where a connection has none.
@@ -31,8 +31,16 @@ class Connection(Options):
         return None
 
     def block_numbers(self, num_blocks):
-        """The blocks whose feed-forward projection is wrapped, sorted, from 0."""
+        """The blocks whose layers are wrapped, sorted, from 0."""
         return []
+
+    def paths(self, family):
+        """Which layers of such a block: their names, and their paths in it."""
+        return {"feed_forward": family.projection}
+
+    def wrap(self, inner, **kwargs):
+        """The layer around `inner` that takes its place."""
+        raise NotImplementedError
 
     def own_layers(self, num_blocks, dim):
         """Built layers that the connection has once a model, by name."""
@@ -56,6 +64,10 @@ class Connection(Options):
         Returns:
             A `keras_cc.passes.pairing.Pass`.
         """
+
+    def english_pass(self, mask):
+        """The pass that a row in the pivot's language gets, its mask bool `(B, T)`."""
+        return pairing.PivotPass(mask)
 
     def own_pass(self, num_blocks):
         """The pass over the target's own prompt that comes before a monolingual one, or None."""

@@ -29,8 +29,8 @@ class FusedConnection(Connection):
         gate: `"dimension"`, `"layer"` (one a token), or a float in [0, 1]: equal-weight
             fusion without a Decision Maker.
         transform: `"linear"`, `"low_rank"`, `"mlp"` (cannot be merged), or None.
-        layers: `"all"`, or a sequence of decoder block numbers from 0; negative numbers
-            count from the end.
+        layers: `"all"`, `"upper"` (the upper third), or a sequence of decoder block numbers
+            from 0; negative numbers count from the end.
         alignment_loss_weight: float >= 0, lambda. Unitless where the error is relative.
         dropout: float in [0, 1], connection dropout: the share of samples that, while
             training, go through `T` at every layer instead of the fusion. It closes the
@@ -100,9 +100,9 @@ class FusedConnection(Connection):
         self.alignment_error = alignment_error
         # The layer knows what its options take: build one now, so that a wrong value is
         # refused here and not when a model is connected.
-        self.feed_forward(keras.layers.Identity())
+        self.wrap(keras.layers.Identity())
 
-    def feed_forward(self, inner, **kwargs):
+    def wrap(self, inner, **kwargs):
         """The `CCFeedForward` around `inner` that these options describe."""
         return CCFeedForward(
             inner,

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from keras_cc.data.code_switching import code_switch, code_switching_curriculum
+from keras_cc.data.invented import invented_rows
 from keras_cc.data.lexicon import load_lexicon
 from keras_cc.data.readers import load_jsonl
 from keras_cc.data.translation import augment_with_translation
@@ -19,6 +20,7 @@ __all__ = [
     "code_switch",
     "code_switching_curriculum",
     "from_tfds",
+    "invented_rows",
     "load_jsonl",
     "load_lexicon",
 ]

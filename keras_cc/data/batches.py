@@ -59,6 +59,8 @@ class PreparedBatches:
         answers: string. Which rows must have an answer: `"all"`, `"some"` (one of a pass, at the
             least: the others are pairs of prompts), or `"any"` number of them.
         method: string. What trains or scores, as a message calls it.
+        own_answers: a `keras_cc.training.own_answers.OwnAnswers`, which gives answers to rows that
+            have none, or None.
         step: int. Number of micro-batches that the optimizer has seen, where it is not new.
 
     Yields:
@@ -69,14 +71,16 @@ class PreparedBatches:
           two, at least 4 and at most T. Where `prepare` pads to the longest row, (T, S, K) takes
           few values, see `keras_cc.data.widths.Shapes`, and K may be larger for it.
         - `row_ids`, int32 (B,): the number of each row in its dataset; see `describe`.
-        - `loss_scale`, float32 (B, 4), where `accumulate > 1`: four factors, repeated for
+        - `loss_scale`, float32 (B, 5), where `accumulate > 1`: five factors, repeated for
           each row: `n_k * m / sum_j n_j` over the `m` micro-batches of a group, n being the sum of
           sample weights (column 0), the number of target tokens in rows with a pivot, or in
-          all rows where `align_all` (column 1), that of rows with a pivot (column 2), and that of
-          their answer tokens (column 3).
+          all rows where `align_all` (column 1), that of rows with a pivot (column 2), that of
+          their answer tokens (column 3), and of these, those of the model's own (column 4).
           Micro-batch means times these factors, averaged over the group, are the means of the
           group. (A pivot of no more than its `sink_tokens` counts here as one, though nothing is
           aligned with it.)
+        - `own_answer`, int32 (B,), where there are `own_answers`: 1 in a row with such an answer,
+          which has a 0 for each `sample_weight`: it is no task to learn.
         - `objective_turn`, int32 (B,), where `alternate`: 0 in the steps of the task, 1 in those
           of the objectives, in turn.
 
@@ -115,6 +119,7 @@ class PreparedBatches:
         least_rows: int = 1,
         answers: str = "any",
         method: str = "this",
+        own_answers: Any = None,
         step: int = 0,
     ) -> None:
         self.prepare: Any = prepare
@@ -125,6 +130,7 @@ class PreparedBatches:
         self.align_all = align_all
         self.least_rows = least_rows
         self.answers, self.method = answers, method
+        self.own_answers = own_answers
         self.step = self.first_step = int(step)
         self._source = sources.make_source(source, batch_size)
         self._seed = None
@@ -216,7 +222,7 @@ class PreparedBatches:
                 continue
             x, y, sample_weight = self._prepared(raw)
             self._count_padding(x)
-            unanswered = prepared.unanswered(x)
+            unanswered = prepared.unanswered(x) | (x.get("own_answer", np.zeros(len(y))) != 0)
             self.row_count += len(y)
             self.unanswered_count += int(np.count_nonzero(unanswered))
             if numbers is None:
@@ -263,6 +269,26 @@ class PreparedBatches:
             self._refuse(found)
         self._check_some(source.size, len(found))
         return len(found)
+
+    def packed_unanswered(self) -> Iterator[Any]:
+        """Yields the rows without an answer, packed, where they are known before they are read."""
+        source = self._source
+        if not self.known_unanswered or not isinstance(source, sources.IndexedSource):
+            return
+        for start in range(0, source.size, CHUNK):
+            numbers = np.arange(start, min(start + CHUNK, source.size))
+            lacking = numbers[self._lacks_answers(source.take(numbers))]
+            if len(lacking):
+                self._check_text(raw := source.take(lacking))
+                yield self.prepare.pack(raw)
+
+    def _check_text(self, raw: Any) -> None:
+        if columns.is_prepared(raw):
+            raise ValueError(
+                "The model's own answers are given to rows of text: take rows that are not "
+                "preprocessed, or an objective without `refresh`. "
+                f"Received: {columns.describe(raw)}"
+            )
 
     def _lacks_answers(self, raw: Any) -> np.ndarray:
         if columns.is_prepared(raw):
@@ -345,7 +371,7 @@ class PreparedBatches:
     def _with_loss_scale(self, group: list[Batch], total: "np.ndarray | None") -> Iterator[Batch]:
         counts = np.array(
             [prepared.token_counts(batch, self.align_all) for batch in group]
-        ).reshape(-1, 4)
+        ).reshape(-1, 5)
         # Without the total of a whole group, its part here counts as one.
         size = len(group) if total is None else self.accumulate
         total = np.asarray(counts.sum(axis=0) if total is None else total)
@@ -357,16 +383,25 @@ class PreparedBatches:
 
     def _prepared(self, raw: Any) -> Batch:
         if columns.is_prepared(raw):
+            if self.own_answers is not None:
+                self._check_text(raw)
             return prepared.checked(raw)
         if self.prepare is None:
             raise ValueError(
                 "The data is raw text, and there is no preprocessor to prepare it: build the model "
                 f"with a CCPreprocessor. Received: {columns.describe(raw)}"
             )
-        if self._packs:
-            return self._padded(raw if isinstance(raw, _Packed) else self.prepare.pack(raw))
-        x, y, sample_weight = self.prepare(raw)
-        return dict(x), y, sample_weight
+        if not self._packs and self.own_answers is None:
+            x, y, sample_weight = self.prepare(raw)
+            return dict(x), y, sample_weight
+        rows, is_own = raw if isinstance(raw, _Packed) else self.prepare.pack(raw), None
+        if self.own_answers is not None:
+            rows, is_own = self.own_answers.give(rows)
+        x, y, sample_weight = self._padded(rows) if self._packs else self.prepare.pad(rows)
+        if is_own is not None:
+            x["own_answer"] = is_own.astype("int32")
+            sample_weight[is_own] = 0.0
+        return x, y, sample_weight
 
     # --- widths ---
 

@@ -20,11 +20,17 @@ import hashlib
 import random
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from keras_cc.data.cldr_tables import CONTINENTS, DISPUTED, SCRIPTS, SKIPPED_TERRITORIES
-from keras_cc.data.cldr_templates import LANGUAGE_ANSWER_VARIANTS, RELATIONS, TEMPLATES, question
+from keras_cc.data.cldr_templates import (
+    BY_NAME,
+    LANGUAGE_ANSWER_VARIANTS,
+    RELATIONS,
+    TEMPLATES,
+    question,
+)
 
 LANGUAGES: tuple[str, ...] = tuple(sorted(set(TEMPLATES) - {"en"}))
 """The 21 target languages. "en" can be asked for too: its rows are their own pivot."""
@@ -50,7 +56,9 @@ def cldr_rows(
     Args:
         languages: ISO 639-1 codes, one or several, of `LANGUAGES` or `"en"`. `None` takes the 21
             of `LANGUAGES`.
-        relations: names, one or several, of `RELATIONS`. `None` takes all of them.
+        relations: names, one or several, of `RELATIONS`. `None` takes all of them. By its name
+            alone there is `"currency_code"`: the ISO 4217 code ("KES"), the same answer in every
+            language, of the items of `"currency"`.
         split: `"train"` (about 70 % of the territories), `"validation"` (10 %) or `"test"` (20 %).
         seed: shuffles the rows. `None` keeps them in the order of id, then language.
 
@@ -74,14 +82,14 @@ def cldr_rows(
 
     Source: Unicode CLDR through Babel (Unicode-3.0).
     """
-    languages = _choices("languages", languages, (*LANGUAGES, "en"), LANGUAGES)
-    relations = _choices("relations", relations, RELATIONS, RELATIONS)
+    languages = choices("languages", languages, (*LANGUAGES, "en"), LANGUAGES)
+    relations = choices("relations", relations, (*RELATIONS, *BY_NAME), RELATIONS)
     if split not in SPLITS:
         raise ValueError(f"`split` must be one of {SPLITS}. Received: split={split!r}")
     rows = [
         dict(row, answers=list(row["answers"]))  # a copy: the rows are cached
         for lang in languages
-        for row in _language_rows(lang)[0]
+        for row in (*_language_rows(lang)[0], *_code_rows(lang))
         if row["relation"] in relations and territory_split(row["id"][-2:]) == split
     ]
     rows.sort(key=lambda row: (row["id"], row["lang"]))
@@ -138,9 +146,10 @@ def territory_split(code: str) -> str:
     return "train" if percent < 70 else "validation" if percent < 80 else "test"
 
 
-def _choices(
+def choices(
     argument: str, value: str | Iterable[str] | None, known: tuple[str, ...], default: tuple
 ) -> tuple[str, ...]:
+    """One or several of what is known, each once; None takes the default."""
     chosen = default if value is None else (value,) if isinstance(value, str) else tuple(value)
     if not chosen or any(choice not in known for choice in chosen):
         raise ValueError(f"`{argument}` must be among {known}. Received: {argument}={value!r}")
@@ -156,6 +165,11 @@ def _babel() -> tuple[Any, Any]:
             'Install it with: pip install "keras-cc[data]"'
         ) from error
     return Locale, get_global
+
+
+def language_names(lang: str) -> Mapping[str, str]:
+    """CLDR's names of languages in one language, by code."""
+    return _babel()[0].parse(lang).languages
 
 
 def _territories() -> list[str]:
@@ -259,13 +273,35 @@ def _language_rows(lang: str) -> tuple[list[dict[str, Any]], dict[str, list[str]
                     "instruction": question(lang, relation, code, name),
                     "output": answers[0],
                     "instruction_en": question("en", relation, code, english[code]),
-                    "answers": _with_variants(answers, relation, lang),
+                    "answers": with_variants(answers, relation, lang),
                 }
             )
     return rows, skipped
 
 
-def _with_variants(answers: list[str], relation: str, lang: str) -> list[str]:
+@functools.cache
+def _code_rows(lang: str) -> list[dict[str, Any]]:
+    """The rows of `"currency_code"`, one for each of `"currency"`."""
+    keys = {code: keys[0] for relation, code, keys in _items()[0] if relation == "currency"}
+    rows = []
+    for row in _language_rows(lang)[0]:
+        if row["relation"] == "currency":
+            code = row["id"][-2:]
+            rows.append(
+                {
+                    "id": f"currency_code/{code}",
+                    "relation": "currency_code",
+                    "lang": lang,
+                    "instruction": question(lang, "currency_code", code, _names(lang)[code]),
+                    "output": keys[code],
+                    "instruction_en": question("en", "currency_code", code, _names("en")[code]),
+                    "answers": [keys[code]],
+                }
+            )
+    return rows
+
+
+def with_variants(answers: list[str], relation: str, lang: str) -> list[str]:
     """Adds the answer without its brackets, and the long form of a language's name."""
     # CLDR marks an acronym with square brackets, "[CFP] franc", and a remark with round ones.
     plain = re.sub(r"[\[\]]", "", answers[0])

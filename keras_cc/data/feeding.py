@@ -147,6 +147,8 @@ def _as_tf_dataset(batches: PreparedBatches, length: "int | float | None") -> An
     x["row_ids"] = spec(1, "int32")
     if batches.accumulate > 1:
         x["loss_scale"] = spec(2, "float32")
+    if batches.own_answers is not None:
+        x["own_answer"] = spec(1, "int32")
     if batches.alternate:
         x["objective_turn"] = spec(1, "int32")
     signature = (x, spec(2, "int32"), spec(2, "float32"))

@@ -45,12 +45,13 @@ def unanswered(x: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def token_counts(batch: Batch, align_all: bool) -> np.ndarray:
-    """Returns the four counts that `loss_scale` is made of, float64."""
+    """Returns the five counts that `loss_scale` is made of, float64."""
     x, _, sample_weight = batch
     has_pivot = (np.asarray(x["pivot_padding_mask"]) != 0).any(axis=1)
     tokens = (x["padding_mask"] != 0)[has_pivot | align_all].sum()
     answers = (x["answer_mask"] != 0)[has_pivot].sum()
-    return np.array([sample_weight.sum(), tokens, has_pivot.sum(), answers], "float64")
+    own = (x["answer_mask"] != 0)[x.get("own_answer", np.zeros(len(has_pivot))) != 0].sum()
+    return np.array([sample_weight.sum(), tokens, has_pivot.sum(), answers, own], "float64")
 
 
 def checked(batch: Any) -> Batch:

@@ -10,6 +10,7 @@ from keras_cc.calibration.atlas import gate_atlas as gate_atlas
 from keras_cc.evaluation import metrics as metrics
 from keras_cc.evaluation import statistics as statistics
 from keras_cc.evaluation import tasks as tasks
+from keras_cc.evaluation.choice import choose as choose
 from keras_cc.evaluation.scorer import LogLikelihood as LogLikelihood
 from keras_cc.evaluation.scorer import Scorer as Scorer
 from keras_cc.evaluation.task_scores import TaskResult as TaskResult

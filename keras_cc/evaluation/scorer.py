@@ -58,6 +58,11 @@ class Scorer:
         preprocessor: a `CCPreprocessor`, for `prompt_ids` and `answer_ids`; default: the model's.
         batch_size: int, rows a batch.
         verbose: 0 for no progress bar.
+        connected: bool, whether the pass is the connected one, with the pivot at hand, of
+            requests that have a pivot: what a connection could give, and no user gets.
+
+    Raises:
+        ValueError: for `connected=True` and a model without a connection.
 
     Example:
 
@@ -75,12 +80,19 @@ class Scorer:
         *,
         batch_size: int = 8,
         verbose: "int | str" = "auto",
+        connected: bool = False,
     ) -> None:
         batch_size = count("batch_size", batch_size, least=1)
         if not isinstance(model, CCCausalLM):
             chosen = "auto" if preprocessor is None else preprocessor
             model = CCCausalLM(model, connection=None, preprocessor=chosen)
+        if connected and model.connection is None:
+            raise ValueError(
+                "`connected` can be True for a model with a connection alone. "
+                "Received: connected=True, connection=None"
+            )
         self.model = model
+        self.connected = connected
         self.preprocessor = model.preprocessor if preprocessor is None else preprocessor
         self.batch_size = batch_size
         self.verbose = 1 if verbose == "auto" else verbose
@@ -171,7 +183,12 @@ class Scorer:
         return [tuple(pivot or ()) for pivot in pivots]
 
     def _log_probabilities(self, inputs):
-        hidden = runs.run(self.model, inputs, runs.user(self.model, inputs))
+        model = self.model
+        if self.connected and "pivot_token_ids" in inputs:
+            scope = runs.connected(model, inputs, runs.pivot(model, inputs))
+        else:
+            scope = runs.user(model, inputs)
+        hidden = runs.run(model, inputs, scope)
         log_p, is_best = [], []
         for number in range(sum(name.startswith("labels_") for name in inputs)):
             labels = inputs[f"labels_{number}"]  # (B, k, alternatives)

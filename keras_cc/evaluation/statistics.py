@@ -11,6 +11,7 @@ Notable choices:
 """
 
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -168,6 +169,62 @@ def compare(
     return Comparison(found.mean, found.low, found.high, float(p_value))
 
 
+def ratio(
+    numerator: Mapping[str, Any],
+    denominator: Mapping[str, Any],
+    items: Mapping[str, Sequence[Any]] | None = None,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """Bootstrap confidence interval of a ratio of two means over the same items and seeds.
+
+        ratio = mean of numerator / mean of denominator, each as in `interval`
+
+    An item, and a seed, that is drawn is drawn in both. For what crosses from one language to
+    others, the numerator holds the gains of the others over a floor, the denominator the first
+    one's.
+
+    Args:
+        numerator: dict from language to a float array `(seeds, items)` or `(items,)`.
+        denominator: the same, of other languages and with as many seeds.
+        items: as in `interval`, of all the languages of both.
+        confidence, resamples, seed: as in `interval`.
+
+    Returns:
+        An `Interval`. Its ends are infinite or NaN where the denominator may be 0.
+
+    Raises:
+        ValueError: as `interval`; for a language in both.
+
+    Example:
+
+    ```python
+    others, english = {"tr": [0.0, 1.0, 0.0, 0.0]}, {"en": [1.0, 1.0, 0.0, 0.0]}
+    keras_cc.evaluation.statistics.ratio(others, english).mean  # 0.5
+    ```
+
+    Source: as `interval`.
+    """
+    above, below = _arrays("numerator", numerator), _arrays("denominator", denominator)
+    if above.keys() & below.keys():
+        raise ValueError(
+            "`numerator` and `denominator` must be of different languages. "
+            f"Received: {sorted(above.keys() & below.keys())} in both"
+        )
+    sums, counts, _ = _clusters("scores", {**above, **below}, items)
+    _check_options(confidence, resamples)
+
+    def quotient(means):
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return _mean(means[..., : len(above)]) / _mean(means[..., len(above) :])
+
+    with warnings.catch_warnings():  # that ends are NaN is said by themselves
+        warnings.simplefilter("ignore", _scipy_stats().DegenerateDataWarning)
+        return _bootstrap(sums, counts, confidence, resamples, seed, quotient)
+
+
 # --- items as they are drawn ---
 
 
@@ -237,7 +294,12 @@ def _check_options(confidence, resamples):
 # --- resampling ---
 
 
-def _bootstrap(sums, counts, confidence, resamples, seed):
+def _mean(means):
+    # A draw may miss all the items of a small language: then it is a draw of the others.
+    return np.nanmean(means, axis=-1)
+
+
+def _bootstrap(sums, counts, confidence, resamples, seed, of_means=_mean):
     stats = _scipy_stats()
     _, seeds, size = sums.shape
     flat = sums.reshape(-1, size)
@@ -253,8 +315,7 @@ def _bootstrap(sums, counts, confidence, resamples, seed):
         number = drawn @ counts.T  # (R, L)
         with np.errstate(invalid="ignore"):
             means = (total * seed_share[..., None, :]).sum(axis=-1) / number
-        # A draw may miss all the items of a small language: then it is a draw of the others.
-        return np.nanmean(means, axis=-1)
+        return of_means(means)
 
     samples = [np.arange(size)] + ([np.arange(seeds)] if seeds > 1 else [])
     mean = float(statistic(*samples)[0])

@@ -4,6 +4,7 @@ import keras
 
 from keras_cc.interventions.incline import Incline as Incline
 from keras_cc.interventions.intervention import Intervention as Intervention
+from keras_cc.interventions.shift import Shift as Shift
 from keras_cc.interventions.xtransplant import XTransplant as XTransplant
 
 

@@ -1,6 +1,7 @@
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_cc.layers.alignment import ALIGNMENTS, align
@@ -106,6 +107,27 @@ class CCFeedForward(keras.layers.Layer):
             self.transform_matrix = TransformMatrix(
                 transform, rank, dtype=self.dtype_policy, name="transform_matrix"
             )
+
+    @property
+    def parts(self):
+        """The layers that the connection brought, by name."""
+        parts = {"decision_gate": self.decision_gate, "transform_matrix": self.transform_matrix}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def folded(self):
+        """`inner`'s weights with the transform in them, float32, by the variables' names.
+
+        kernel <- kernel @ W,    bias <- bias @ W
+        """
+        if self.transform_matrix is None:
+            return {}
+        matrix = self.transform_matrix.matrix()
+        weights = {"kernel": self.inner.kernel, "bias": getattr(self.inner, "bias", None)}
+        return {
+            name: np.matmul(ops.convert_to_numpy(ops.cast(value, "float32")), matrix)
+            for name, value in weights.items()
+            if value is not None
+        }
 
     def build(self, input_shape):
         if not self.inner.built:

@@ -34,6 +34,8 @@ class PairStates:
         pivot_token_ids: int `(B, S)`.
         answer_mask: bool `(B, K)`, True at the positions, of those that logits are taken at,
             whose next token belongs to the answer. K covers the answers of a batch.
+        labels: int `(B, K)`, the next token of each of those positions.
+        is_own: bool `(B,)`, whether a row's answer is not given, but the model's own.
         logits: from the name of a pass to its logits at those positions, `(B, K, vocabulary)`:
             `"student"`, what a user gets; `"connected"`; `"pivot"`, the pivot prompt in place
             of the target's; `"in_context"`, the pivot prompt in front of it. The last two go
@@ -50,6 +52,8 @@ class PairStates:
     has_pivot: Any
     pivot_token_ids: Any
     answer_mask: Any
+    labels: Any
+    is_own: Any
     logits: Callable
     lens: Callable
     num_blocks: int
@@ -70,8 +74,8 @@ class Objective(Options):
         name: str, the name under which the loss is reported.
         least_rows: int, how many rows with a pivot a batch needs for the loss to be any.
         learns_from_prompts: bool, whether a pair of prompts without an answer counts.
-        counts: `"rows"` or `"answer_tokens"` (of rows with a pivot), what the loss is a mean
-            over, so that accumulated micro-batches are weighted by it.
+        counts: what the loss is a mean over, so that accumulated micro-batches are weighted by
+            it: `"rows"` or `"answer_tokens"` (of rows with a pivot), or `"own_answer_tokens"`.
 
     Raises:
         ValueError: naming the option, what it takes and what was received.

@@ -1,11 +1,12 @@
 import keras
 from keras import ops
 
+from keras_cc.losses import token_cross_entropy
 from keras_cc.objectives.objective import Objective
-from keras_cc.options import choice, number
+from keras_cc.options import choice, count, number
 
 TEACHERS = ("connected", "in_context", "pivot")
-DIVERGENCES = ("forward", "reverse")
+DIVERGENCES = ("forward", "reverse", "labels")
 
 
 @keras.saving.register_keras_serializable(package="keras_cc")
@@ -18,6 +19,7 @@ class SelfDistillation(Objective):
 
         forward:  tau^2 mean_tokens KL(sg q || p),  KL(q || p) = sum_v q(v) log(q(v) / p(v))
         reverse:  tau^2 mean_tokens KL(p || sg q)
+        labels:   - mean_tokens log p(y),  y the teacher's own greedy answer
 
     Student is the monolingual pass, transform and all, over the target's prompt. Teacher
     is the same model, which reads more:
@@ -31,11 +33,24 @@ class SelfDistillation(Objective):
     activations. A teacher is only worth what it knows: compare its score with the
     student's (`evaluate` has `connected_sft_loss`). Rows without a pivot count nothing.
 
+    With `refresh`, pairs of prompts without an answer take part: the teacher answers them
+    greedily and is then the teacher of its own answer's tokens. The answers are made in one
+    go, kept, and made anew every `refresh` steps; those that come out empty, do not end in
+    `max_new_tokens` or have no room are left out, and counted at the end of `fit`. Without,
+    such pairs count nothing.
+
     Args:
         teacher: `"connected"` (needs a connection), `"in_context"` or `"pivot"`.
-        divergence: `"forward"` (the student covers what the teacher holds possible) or
-            `"reverse"` (it keeps to what the teacher holds likely).
-        temperature: float > 0, tau.
+        divergence: `"forward"` (the student covers what the teacher holds possible),
+            `"reverse"` (it keeps to what the teacher holds likely), or `"labels"`: the
+            teacher's words alone, cross-entropy on its own answers (needs `refresh`; rows
+            with an answer count nothing).
+        temperature: float > 0, tau; 1 for `"labels"`.
+        refresh: int, training steps (batches) from one making of the own answers to the next,
+            or None: rows without an answer have none.
+        start: int, the steps that pass before the first one: a model that has not learnt the
+            task yet has little to teach.
+        max_new_tokens: int, the most tokens of such an answer, its end token included.
         weight: float >= 0, the loss's weight beside the task loss.
         alternating: bool, whether steps take turns with the task loss.
 
@@ -50,14 +65,13 @@ class SelfDistillation(Objective):
     model = keras_cc.CCCausalLM(causal_lm, connection, keras_cc.SelfDistillation())
     ```
 
-    Source: context distillation, Snell et al., arXiv 2209.15189; the divergence at a
+    Source: with `divergence="labels"`, `teacher="pivot"`: SDRRL, arXiv 2402.12204, made
+    anew while training; context distillation, Snell et al., arXiv 2209.15189; the divergence at a
     temperature is Hinton et al.'s, arXiv 1503.02531. With the connected pass as the
     teacher it is ours.
     """
 
     name = "self_distillation"
-    counts = "answer_tokens"
-    learns_from_prompts = False
 
     def __init__(
         self,
@@ -66,11 +80,30 @@ class SelfDistillation(Objective):
         temperature=1.0,
         weight=1.0,
         alternating=False,
+        refresh=None,
+        start=0,
+        max_new_tokens=32,
     ):
         super().__init__(weight, alternating)
         self.teacher = choice("teacher", teacher, TEACHERS)
         self.divergence = choice("divergence", divergence, DIVERGENCES)
         self.temperature = number("temperature", temperature, positive=True)
+        self.refresh = refresh if refresh is None else count("refresh", refresh, least=1)
+        self.start = count("start", start)
+        self.max_new_tokens = count("max_new_tokens", max_new_tokens, least=2)
+        if divergence == "labels" and (refresh is None or self.temperature != 1):
+            raise ValueError(
+                "`divergence` can be 'labels' with `refresh`, which makes them, and temperature "
+                f"1. Received: refresh={refresh!r}, temperature={temperature!r}"
+            )
+
+    @property
+    def counts(self):
+        return "own_answer_tokens" if self.divergence == "labels" else "answer_tokens"
+
+    @property
+    def learns_from_prompts(self):
+        return self.refresh is not None
 
     def check(self, connection):
         if self.teacher == "connected" and connection is None:
@@ -87,12 +120,15 @@ class SelfDistillation(Objective):
 
     def __call__(self, states):
         counted = ops.logical_and(states.answer_mask, states.has_pivot[:, None])
+        if self.divergence == "labels":
+            counted = ops.logical_and(counted, states.is_own[:, None])
+            values = token_cross_entropy(states.logits("student"), states.labels)
+            return _sums(values, counted)
         teacher = ops.stop_gradient(self._log_probabilities(states, self.teacher))
         student = self._log_probabilities(states, "student")
         of, by = (teacher, student) if self.divergence == "forward" else (student, teacher)
         divergence = ops.sum(ops.exp(of) * (of - by), axis=-1)
-        values = ops.where(counted, self.temperature**2 * divergence, 0.0)
-        return ops.sum(values, axis=1), ops.sum(ops.cast(counted, "float32"), axis=1)
+        return _sums(self.temperature**2 * divergence, counted)
 
     def _log_probabilities(self, states, name):
         return ops.log_softmax(ops.cast(states.logits(name), "float32") / self.temperature)
@@ -102,5 +138,13 @@ class SelfDistillation(Objective):
             "teacher": self.teacher,
             "divergence": self.divergence,
             "temperature": self.temperature,
+            "refresh": self.refresh,
+            "start": self.start,
+            "max_new_tokens": self.max_new_tokens,
             **super().get_config(),
         }
+
+
+def _sums(values, counted):
+    values = ops.sum(ops.where(counted, values, 0.0), axis=1)
+    return values, ops.sum(ops.cast(counted, "float32"), axis=1)

@@ -53,7 +53,7 @@ class Pass:
         return value
 
     def at(self, where, value):
-        """`where`, bool `(batch, length)`, at the positions that `value` holds.
+        """`where`, `(batch, length, ...)`, at the positions that `value` holds.
 
         Those are all of them, or in a cached step the one at `index`.
         """

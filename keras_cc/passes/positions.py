@@ -35,6 +35,12 @@ def last_prompt(mask, answer_mask=None):
     return ops.where(ops.any(answers, axis=1, keepdims=True), first, last_real)
 
 
+def up_to(mask, last):
+    """`mask`, bool `(batch, length)`, without what lies behind the True of `last` in each row."""
+    last = ops.cast(last, "int32")
+    return ops.logical_and(mask, ops.cumsum(last, axis=1) - last == 0)
+
+
 def joined(first, length, second, start, width):
     """Each row of `first` up to its length, and after it the row of `second` from its start on.
 

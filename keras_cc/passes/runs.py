@@ -34,14 +34,16 @@ def _run_prompts(model, inputs, scope):
         scope.states[site] = ops.pad(value, [[0, 0], [0, beyond], [0, 0]])
 
 
-def pivot(model, inputs, training=False, observed=()):
-    """Run the pass over the pivot prompts, and return it."""
+def pivot(model, inputs, training=False, observed=(), is_read=True):
+    """Run the pass over the pivot prompts (where something reads it), and return it."""
     mask = ops.cast(inputs["pivot_padding_mask"], "bool")
     if model.connection is None:
         scope = pairing.PivotPass(mask)
     else:
         scope = model.connection.pivot_pass(mask, model.num_blocks)
     scope.observed |= set(observed)
+    if not is_read:
+        return scope
     # The backbone alone: nobody needs the pivot's logits.
     names = {"token_ids": "pivot_token_ids", "padding_mask": "pivot_padding_mask"}
     run(model, {name: inputs[of] for name, of in names.items()}, scope, training)
@@ -76,13 +78,14 @@ def user(model, inputs):
                 f"Received: inputs with {sorted(inputs)}"
             )
         source = pivot(model, inputs, observed=sites)
-        last = positions.last_prompt(source.mask)
+        prompt, last = source.mask, positions.last_prompt(source.mask)
         where = ops.logical_and(where, ops.any(last, axis=1, keepdims=True))
     else:
-        source, last = monolingual(model, inputs), where
+        source, prompt, last = monolingual(model, inputs), positions.up_to(real, where), where
         source.observed |= sites
-        _run_prompts(model, inputs, source)
-    states = {site: positions.pick(source.states[site], last) for site in sites}
+        if sites:
+            _run_prompts(model, inputs, source)
+    states = {site: intervention.read(source.states[site], prompt, last) for site in sites}
     intervention.edit(scope, where, states, inputs.get("intervention_options"))
     return scope
 
@@ -143,18 +146,22 @@ def objective_outputs(model, inputs, pivot_scope, scope, logits, training=False)
         training: bool.
     """
     real = ops.cast(inputs["padding_mask"], "bool")
-    last = ops.cast(positions.last_prompt(real, inputs.get("answer_mask")), "int32")
+    last = positions.last_prompt(real, inputs.get("answer_mask"))
     pivot_mask = ops.cast(inputs["pivot_padding_mask"], "bool")
     has_pivot = ops.any(pivot_mask, axis=1)
     answers = inputs.get("answer_mask", ops.zeros_like(inputs["token_ids"]))
+    is_own = inputs.get("own_answer")
+    following = ops.roll(inputs["token_ids"], -1, axis=1)
     states = PairStates(
         target=_hidden_by_block(scope),
         pivot=_hidden_by_block(pivot_scope),
-        target_mask=ops.logical_and(real, ops.cumsum(last, axis=1) - last == 0),
+        target_mask=positions.up_to(real, last),
         pivot_mask=pivot_mask,
         has_pivot=has_pivot,
         pivot_token_ids=inputs["pivot_token_ids"],
         answer_mask=ops.cast(positions.gather(answers, _answer_positions(inputs)), "bool"),
+        labels=positions.gather(following, _answer_positions(inputs)),
+        is_own=ops.zeros_like(has_pivot) if is_own is None else ops.cast(is_own, "bool"),
         logits=lambda name: _logits_of(name, model, inputs, pivot_scope, logits, training),
         lens=model.lens,
         num_blocks=model.num_blocks,
@@ -210,8 +217,9 @@ def _logits_after_pivot(name, model, inputs):
         "token_ids": positions.joined(pivot_ids, length, ids, start, width),
         "padding_mask": ops.cast(real, "int32"),
     }
-    # As an English row: around the connection and its transform.
-    hidden = run(model, joined, pairing.PivotPass(real))
+    # As an English row: around a fused connection and its transform.
+    none = model.connection is None
+    hidden = run(model, joined, pairing.Pass() if none else model.connection.english_pass(real))
     where = ops.clip(where - start[:, None] + length[:, None], 0, width - 1)
     return model.logits(hidden, {"answer_positions": where})
 

@@ -18,6 +18,8 @@ from keras_cc.report.one_run import draw_run as draw_run
 from keras_cc.report.pictures import draw, require_matplotlib
 from keras_cc.report.summary import summarise
 from keras_cc.report.tables import markdown
+from keras_cc.report.transfer import is_transfer
+from keras_cc.report.transfer import summarise as summarise_transfer
 
 
 def write(
@@ -60,6 +62,8 @@ def write(
     cells = check(cells)
     require_matplotlib()
     summary = summarise(cells, baseline)
+    if is_transfer(cells):
+        summary["transfer"] = summarise_transfer(cells, baseline)
     if title is None:
         title = f"{summary['task']} with {summary['model']}"
     folder = pathlib.Path(folder)

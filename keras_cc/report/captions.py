@@ -90,6 +90,20 @@ def curves(found: Mapping[str, Mapping[str, np.ndarray]], baseline: str | None) 
     return lines
 
 
+def crossing(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """How much of what English learnt the other languages have at the end, most and least.
+
+    Args:
+        found: of `keras_cc.report.transfer.curves`.
+    """
+    lines = ["100: all of what English learnt over the floor; 0: nothing of it."]
+    for part, where in (("pairs", "prompts seen"), ("held_out", "prompts never seen")):
+        ends = {name: places[part][1][-1] for name, places in found.items()}
+        top = max(ends, key=ends.__getitem__)
+        lines.append(f"Most crosses with {top}, {_points(ends[top])} %, of {where}.")
+    return lines
+
+
 def gate(maps: Mapping[str, Map]) -> list[str]:
     """Per method: at which layers and for which language the gate opens most and least."""
     lines = ["0: the target's own activations pass; 1: the pivot's replace them."]

@@ -8,6 +8,8 @@ import numpy as np
 
 from keras_cc.report.grouping import PIVOT
 
+_NOT_TRAINING = ("evaluate", "curve")
+
 
 def costs(group: Sequence[dict[str, Any]], notes: list[str]) -> dict[str, Any]:
     """A method's costs, means over its seeds; None for what no cell has.
@@ -48,7 +50,7 @@ def costs(group: Sequence[dict[str, Any]], notes: list[str]) -> dict[str, Any]:
         # What it takes to get the model: preparing its rows, a closed-form fit, a search too.
         "training_seconds": mean_of(
             [
-                sum(spent for what, spent in found.items() if what != "evaluate" and spent)
+                sum(spent for what, spent in found.items() if what not in _NOT_TRAINING and spent)
                 for found in seconds
                 if found.get("train") is not None
             ]

@@ -7,9 +7,10 @@ import string
 from collections.abc import Sequence
 from typing import Any
 
+from keras_cc.report.entries import Table
 from keras_cc.report.labels import english_name, own_name
 from keras_cc.report.pictures import Picture
-from keras_cc.report.tables import Table, protocol, tables
+from keras_cc.report.tables import protocol, tables
 
 # What a cell says of its own run, beside its configuration.
 _FACTS = ("key", "rows", "steps", "chosen", "fit", "parameters", "seconds", "inference")

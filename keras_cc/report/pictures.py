@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_cc.report import atlas, captions, grouping, panels
+from keras_cc.report import atlas, captions, grouping, panels, transfer
 from keras_cc.report.labels import drawable, label
 from keras_cc.report.summary import AVERAGE, part_of, verdict
 
@@ -196,6 +196,37 @@ def _mean(curves):
     return np.mean([curve[:, :shortest] for curve in curves], axis=0)
 
 
+def _crossing(summary, groups):
+    """A panel a method: what crossed as training goes on, of prompts seen and never seen."""
+    if "transfer" not in summary:
+        return None
+    found = transfer.curves([cell for group in groups.values() for cell in group])
+    if not found:
+        return None
+    figure, axes = panels.panels(len(found), most=4, width=2.3, height=1.9, share=True)
+    baseline = summary["baseline"]
+    lines = {}
+    for axis, (name, places) in zip(axes, found.items(), strict=True):
+        if baseline in found and name != baseline:
+            steps, shares = found[baseline]["pairs"]
+            (line,) = axis.plot(steps, 100 * np.array(shares), ":", color="black", lw=1.2)
+            lines[f"{drawable(baseline)[0]}, {transfer.PARTS['pairs']}"] = line
+        for part, (colour, dash) in {"pairs": (BLUE, "-"), "held_out": (_RED, "--")}.items():
+            steps, shares = places[part]
+            marks = dict(marker="o", ms=3, lw=1.8, color=colour)
+            (lines[transfer.PARTS[part]],) = axis.plot(steps, 100 * np.array(shares), dash, **marks)
+        axis.axhline(0, color=GREY, lw=0.8, zorder=1)
+        text, families = panels.wrapped(name, 30)
+        axis.set_title(text, fontfamily=families)
+        axis.grid()
+    figure.supxlabel("training step", fontsize=9)
+    figure.supylabel("crossing in nats, %", fontsize=9)
+    figure.legend(
+        list(lines.values()), list(lines), loc="outside upper left", ncols=3, frameon=False
+    )
+    return figure, "What crosses, as training goes on", captions.crossing(found)
+
+
 def _by_language(key, heading, scale, caption):
     """A drawer of `key` by layer and language."""
 
@@ -231,6 +262,7 @@ def _by_dimension(summary, groups):
 
 _DRAWERS = {
     "scores.png": _scores,
+    "crossing.png": _crossing,
     "curves.png": _curves,
     "gate_by_language.png": _by_language(
         "gate", "The gate by layer and language", "mean gate", captions.gate

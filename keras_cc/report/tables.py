@@ -9,30 +9,11 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from keras_cc.report.entries import MISSING, Entry, Table, bracketed, nats, number, points
 from keras_cc.report.grouping import PIVOT, UNTUNED
 from keras_cc.report.labels import english_name
 from keras_cc.report.summary import AVERAGE, LIKELIHOOD, listed, part_of, verdict
-
-MISSING = "–"
-_MINUS = "\N{MINUS SIGN}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """One place in a table: its text, a detail such as an interval, and whether it is bold."""
-
-    text: str
-    detail: str = ""
-    best: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """A table: its title, the header's strings, and rows of as many entries."""
-
-    title: str
-    header: list[str]
-    rows: list[list[Entry]]
+from keras_cc.report.transfer_tables import transfer_tables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +43,7 @@ class _Measure:
         ]
 
     def interval(self, value, signed=False):
-        if value["low"] is None:
-            return ""
-        return f"[{self.write(value['low'], signed)}, {self.write(value['high'], signed)}]"
+        return bracketed(value, self.write, signed)
 
 
 def scores_table(summary: dict[str, Any], intervals: bool = True) -> Table:
@@ -77,12 +56,12 @@ def scores_table(summary: dict[str, Any], intervals: bool = True) -> Table:
     Returns:
         A `Table`: the untuned model's row, then one a method.
     """
-    header, rows = _compared(summary, summary["methods"], _Measure(_points, 1), intervals)
+    header, rows = _compared(summary, summary["methods"], _Measure(points, 1), intervals)
     if not _has_untuned(summary):
         untuned = summary["untuned"]
-        averages = [Entry(_points(untuned[AVERAGE]))] if _others(summary) else []
+        averages = [Entry(points(untuned[AVERAGE]))] if _others(summary) else []
         differences = [Entry(MISSING)] * (2 if summary["baseline"] is not None else 0)
-        scores = [Entry(_points(untuned["scores"][code])) for code in summary["languages"]]
+        scores = [Entry(points(untuned["scores"][code])) for code in summary["languages"]]
         row = [Entry(UNTUNED), *averages, *differences, *scores]
         rows.insert(0, row + [Entry(MISSING)] * (len(header) - len(row)))
     return Table(f"Scores ({summary['metric']}, points of 100)", header, rows)
@@ -103,7 +82,7 @@ def likelihood_table(summary: dict[str, Any], intervals: bool = True) -> Table |
     ]
     if any(AVERAGE not in method for method in methods):
         return None
-    header, rows = _compared(summary, methods, _Measure(_nats, -1), intervals)
+    header, rows = _compared(summary, methods, _Measure(nats, -1), intervals)
     return Table(
         "Negative log-likelihood of the answers (nats a token, lower is better)", header, rows
     )
@@ -164,7 +143,7 @@ def costs_table(summary: dict[str, Any]) -> Table:
         "Inference time",
         "Seeds",
     ]
-    untuned = Entry(_number(summary["untuned"]["english_perplexity"]))
+    untuned = Entry(number(summary["untuned"]["english_perplexity"]))
     rows = [[Entry(UNTUNED), Entry(MISSING), untuned, *[Entry(MISSING)] * (len(header) - 3)]]
     for method in summary["methods"]:
         extra, inference = method["extra_parameters"], method["inference"] or {}
@@ -173,13 +152,13 @@ def costs_table(summary: dict[str, Any]) -> Table:
         rows.append(
             [
                 Entry(method["name"]),
-                Entry(_points(method["english_change_to_untuned"], signed=True)),
-                Entry(_number(method["english_perplexity"])),
-                Entry(_number(method["english_perplexity_ratio"], 2)),
-                Entry(_number(method["training_seconds"])),
+                Entry(points(method["english_change_to_untuned"], signed=True)),
+                Entry(number(method["english_perplexity"])),
+                Entry(number(method["english_perplexity_ratio"], 2)),
+                Entry(number(method["training_seconds"])),
                 Entry(MISSING if extra is None else f"{extra:,}"),
                 Entry(
-                    _number(inference.get("ratio"), 2),
+                    number(inference.get("ratio"), 2),
                     f"[{low:.2f}, {high:.2f}]" if measured else "",
                 ),
                 Entry(", ".join(map(str, method["seeds"]))),
@@ -195,7 +174,8 @@ def tables(summary: dict[str, Any], intervals: bool = True) -> list[Table]:
         likelihood_table(summary, intervals),
         costs_table(summary),
     ]
-    return [table for table in found if table is not None]
+    crossing = transfer_tables(summary["transfer"]) if "transfer" in summary else []
+    return [*crossing, *(table for table in found if table is not None)]
 
 
 def protocol(summary: dict[str, Any]) -> str:
@@ -255,24 +235,6 @@ def markdown(summary: dict[str, Any], title: str) -> str:
 def _has_untuned(summary):
     """Whether the untuned model is among the methods, with items and intervals of its own."""
     return any(method["name"] == UNTUNED for method in summary["methods"])
-
-
-def _points(value, signed=False):
-    if value is None:
-        return MISSING
-    text = f"{100 * value:{'+' if signed else ''}.1f}"
-    return "0.0" if text in ("-0.0", "+0.0") else text.replace("-", _MINUS)
-
-
-def _nats(value, signed=False):
-    if value is None:
-        return MISSING
-    text = f"{value:{'+' if signed else ''}.3f}"
-    return "0.000" if text in ("-0.000", "+0.000") else text.replace("-", _MINUS)
-
-
-def _number(value, digits=1):
-    return MISSING if value is None else f"{value:,.{digits}f}"
 
 
 def _bold(entry):

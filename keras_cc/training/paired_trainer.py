@@ -13,8 +13,12 @@ from keras_cc.data.widths import shapes_for
 from keras_cc.objectives import get_all as get_objectives
 from keras_cc.passes import pairing
 from keras_cc.passes.positions import gather
+from keras_cc.training import own_answers
 from keras_cc.training.guards import failing_well, reporting_truncation
 from keras_cc.training.non_finite import LastRows, StopOnNonFiniteLoss
+
+# What an objective counts, to its column of `loss_scale`.
+_SCALES = {"rows": 2, "answer_tokens": 3, "own_answer_tokens": 4}
 
 
 class PairedTrainer(keras.Model):
@@ -51,6 +55,7 @@ class PairedTrainer(keras.Model):
         self.last_rows = LastRows(name="last_rows")
         # Micro-batches that the optimizer has seen: where its next accumulation group begins.
         self._micro_steps = 0
+        self._fitted = None  # what `fit` trains since the model was compiled
 
     # ---------------------------------------------------------------- loss and metrics
 
@@ -61,9 +66,10 @@ class PairedTrainer(keras.Model):
 
         Args:
             x: the input dict. `answer_positions` `(B, K)` says which positions `y_pred`
-                has logits for; `loss_scale` `(B, 4)` weights this micro-batch's means over
-                answer tokens, aligned tokens, rows with a pivot and their answer tokens, so
-                that gradient accumulation gives the mean of the whole; `objective_turn` `(B,)`
+                has logits for; `loss_scale` `(B, 5)` weights this micro-batch's means over
+                answer tokens, aligned tokens, rows with a pivot, their answer tokens and
+                those of the model's own answers, so that gradient accumulation gives the
+                mean of the whole; `objective_turn` `(B,)`
                 is 1 in a step of the alternating objectives.
             y: int `(B, T)`, next tokens.
             y_pred: what `call` returned.
@@ -78,7 +84,7 @@ class PairedTrainer(keras.Model):
         positions = x.get("answer_positions")
         if positions is not None:
             y, weights = gather(y, positions), gather(weights, positions)
-        scale = x["loss_scale"][0] if "loss_scale" in x else (1.0, 1.0, 1.0, 1.0)
+        scale = x["loss_scale"][0] if "loss_scale" in x else (1.0,) * 5
 
         logits = y_pred["logits"]
         sft_loss, count = _sft_loss(logits, y, weights)
@@ -110,7 +116,7 @@ class PairedTrainer(keras.Model):
             count = ops.sum(y_pred[f"{objective.name}_count"])
             value = ops.sum(y_pred[f"{objective.name}_loss"]) / ops.maximum(count, 1.0)
             tracker.update_state(value, count)
-            by = scale[3] if objective.counts == "answer_tokens" else scale[2]
+            by = scale[_SCALES[objective.counts]]
             term = objective.weight * value * by
             if objective.alternating:
                 apart = apart + term
@@ -186,7 +192,7 @@ class PairedTrainer(keras.Model):
             is_half = self.causal_lm.backbone.compute_dtype == "float16"
             guard = {} if is_half else {"initial_scale": 1.0, "dynamic_growth_steps": 2**31 - 1}
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer, **guard)
-        self._micro_steps = 0
+        self._micro_steps, self._fitted = 0, None
         kwargs["auto_scale_loss"] = False
         super().compile(optimizer=optimizer, **kwargs)
         if sampler is not None:
@@ -254,7 +260,8 @@ class PairedTrainer(keras.Model):
             A `keras.callbacks.History`.
 
         Raises:
-            ValueError: for rows that cannot be used, naming the row.
+            ValueError: for rows that cannot be used, naming the row, and where other variables
+                are trainable than in the last `fit` since the model was compiled.
             FloatingPointError: if the loss is not finite, naming the step and its rows;
                 the weights are those before that step.
 
@@ -264,7 +271,9 @@ class PairedTrainer(keras.Model):
         model.fit(keras_cc.data.load_jsonl("train.jsonl"), batch_size=8, epochs=3)
         ```
         """
+        self._check_fitted()
         source = make_source(_source(x, y, sample_weight), batch_size)
+        answers = own_answers.of(self)
         steps = source.num_batches() if steps_per_epoch is None else steps_per_epoch
         steps = None if steps is None else epochs * steps
         batches = PreparedBatches(
@@ -279,8 +288,9 @@ class PairedTrainer(keras.Model):
             alternate=any(objective.alternating for objective in self.objectives),
             align_all=self.connection is not None and self.connection.aligns_all,
             least_rows=max((objective.least_rows for objective in self.objectives), default=1),
-            answers="some" if self._learns_from_prompts else "all",
+            answers="some" if self.learns_from_prompts else "all",
             method=self.method,
+            own_answers=answers,
             step=self._micro_steps,
         )
         unanswered, says = batches.known_unanswered, kwargs.get("verbose", "auto")
@@ -299,6 +309,7 @@ class PairedTrainer(keras.Model):
                 steps_per_epoch=steps_per_epoch,
                 callbacks=[
                     *(callbacks or []),
+                    *([] if answers is None else [own_answers.Refresh(answers, batches)]),
                     StepCounter(batches),
                     StopOnNonFiniteLoss(batches),
                     keep,
@@ -308,6 +319,8 @@ class PairedTrainer(keras.Model):
         self._micro_steps = batches.step
         if says:
             print(batches.padding_share())
+            if answers is not None and answers.refreshes:
+                print(answers.said())
             if batches.unanswered_count and not unanswered:  # of a stream, which could not be asked
                 print(
                     f"{batches.unanswered_count} of the {batches.row_count} rows so far had no "
@@ -342,9 +355,21 @@ class PairedTrainer(keras.Model):
             return super().evaluate(as_keras_data(batches, kwargs.get("steps")), **kwargs)
 
     @property
-    def _learns_from_prompts(self):
+    def learns_from_prompts(self):
+        """Whether training learns something from a pair of prompts without an answer."""
         parts = (self.connection, *self.objectives)
         return any(part is not None and part.learns_from_prompts for part in parts)
+
+    def _check_fitted(self):
+        # Keras would go on with what it had compiled, or fail in terms of its own.
+        fitted = frozenset(variable.path for variable in self.trainable_variables)
+        if self._fitted is not None and fitted != self._fitted:
+            raise ValueError(
+                "`fit` would train other variables than it did since the model was compiled: "
+                f"compile it anew. Received: {len(fitted - self._fitted)} variables more and "
+                f"{len(self._fitted - fitted)} less"
+            )
+        self._fitted = fitted
 
     def _scored(self, source, batch_size):
         """Batches whose answers are scored, each row's."""

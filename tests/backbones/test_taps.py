@@ -243,7 +243,7 @@ def test_a_pass_is_left_when_a_call_fails(llama):
     np.testing.assert_array_equal(logits(causal_lm), before)
 
 
-@pytest.mark.parametrize("connection", ["fused", "selected"])
+@pytest.mark.parametrize("connection", ["fused", "selected", "flare"])
 def test_the_passes_of_a_model_are_left_when_a_call_fails(connection):
     model = CCCausalLM(tiny.causal_lm("llama3"), connection)
     broken = {name: X[name] for name in X if name != "padding_mask"}

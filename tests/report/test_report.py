@@ -19,6 +19,7 @@ pytestmark = pytest.mark.once
 
 pytest.importorskip("scipy")
 pytest.importorskip("matplotlib")
+OF_A_TASK = tuple(name for name in NAMES if name != "crossing.png")  # that is of `transfer`
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -53,8 +54,8 @@ def written(tmp_path_factory):
 
 class TestFiles:
     def test_every_file_is_there(self, written):
-        assert set(written) == {"results.json", "results.md", "report.html", *NAMES}
-        assert len(NAMES) == 6
+        assert set(written) == {"results.json", "results.md", "report.html", *OF_A_TASK}
+        assert len(OF_A_TASK) == 6
         for name, path in written.items():
             assert path.name == name and path.stat().st_size > 0
             assert name[-4:] != ".png" or path.read_bytes().startswith(PNG)
@@ -71,7 +72,7 @@ class TestFiles:
         found = json.loads(written["results.json"].read_text(encoding="utf-8"))
         assert found["title"] == "xnli with demo:tiny"
         assert found["methods"][1]["average"]["mean"] == 1.0
-        assert set(found["captions"]) == set(NAMES)
+        assert set(found["captions"]) == set(OF_A_TASK)
 
     def test_nothing_is_written_for_cells_that_do_not_fit(self, tmp_path):
         cells = [cell(), cell("cc", config={"task": "xcopa"})]
@@ -126,7 +127,7 @@ class TestPage:
         assert not re.search(r"https?://|@import|url\(", text)
         sources = [image["src"] for image in page.all("img")]
         assert len(sources) == 6
-        for source, name in zip(sources, NAMES, strict=True):
+        for source, name in zip(sources, OF_A_TASK, strict=True):
             kind, data = source.split(",", 1)
             assert kind == "data:image/png;base64"
             assert base64.b64decode(data) == written[name].read_bytes()
