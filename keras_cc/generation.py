@@ -142,10 +142,35 @@ def _step_in_pass(model):
                 return call_with_cache(token_ids, cache, cache_update_index, *args, **kwargs)
 
         own = {name: inputs[name] for name in ("token_ids", "padding_mask")}
-        with _overriding(causal_lm, call_with_cache=call_in_pass):
+        in_turn = contextlib.nullcontext()
+        if isinstance(scope, pairing.TargetPass) and model.connection.reads_answer:
+            in_turn = _pivot_in_turn(model, inputs, scope.pivot)
+        with _overriding(causal_lm, call_with_cache=call_in_pass), in_turn:
             return generate_step(own, stop_token_ids)
 
     return step_in_pass
+
+
+@contextlib.contextmanager
+def _pivot_in_turn(model, inputs, pivot_scope):
+    """For a while, have the pivot's pass read each token before the causal LM goes on from it.
+
+    It is run anew over its prompt and the answer so far, without a cache.
+    """
+    causal_lm, sampler = model.causal_lm, model.causal_lm.sampler
+
+    def in_turn(*args, next, **kwargs):  # as KerasHub calls a sampler
+        def after_pivot(prompt, cache, index):
+            pivot_scope.activations = runs.pivot_so_far(model, inputs, prompt, index)
+            return next(prompt, cache, index)
+
+        return sampler(*args, next=after_pivot, **kwargs)
+
+    causal_lm.sampler = in_turn
+    try:
+        yield
+    finally:
+        causal_lm.sampler = sampler
 
 
 def _check_sampler(sampler):

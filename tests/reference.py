@@ -138,7 +138,10 @@ class Reference:
 
     def connected(self, token_ids, pivot_ids, last_prompt):
         """One row: logits, and a layer's mean gates and alignment errors, one a token."""
-        pivot = {}
+        pivot, length = {}, len(pivot_ids)
+        by_token = self.options.alignment == "answer"
+        if by_token:
+            pivot_ids = np.concatenate([pivot_ids, token_ids[last_prompt + 1 :]])
         self.forward(pivot_ids, lambda number, f: pivot.setdefault(number, f))
         gates, errors = [], []
 
@@ -146,11 +149,13 @@ class Reference:
             if number not in self.options.layers:
                 return f
             fused = f.copy()
-            positions = range(len(f)) if self.options.alignment != "last" else [last_prompt]
-            positions = [t for t in positions if t >= self.options.sink_tokens]
+            ends = {"last": last_prompt + 1}.get(self.options.alignment, len(f))
+            begins = last_prompt if self.options.alignment in ("last", "answer") else 0
+            positions = range(max(begins, self.options.sink_tokens), ends)
             of_layer = []
             for t in positions:
-                a = self.align(pivot[number], f[t])
+                seen = pivot[number]
+                a = seen[length - 1 + t - last_prompt] if by_token else self.align(seen, f[t])
                 alpha = self.decide(number, a - f[t])
                 fused[t] = alpha * a + (1 - alpha) * f[t]
                 of_layer.append(alpha.mean())

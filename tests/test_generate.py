@@ -81,8 +81,8 @@ def test_monolingual_generation(family, with_preprocessor, seen_ids):
 @pytest.mark.thorough("llama3-mean")
 @pytest.mark.parametrize(
     "family, alignment",
-    [("llama3", "attention"), ("llama3", "mean"), ("llama3", "last"), ("gemma3", "attention"),
-     ("gemma3", "last")],
+    [("llama3", "attention"), ("llama3", "mean"), ("llama3", "last"), ("llama3", "answer"),
+     ("gemma3", "attention"), ("gemma3", "last"), ("gemma3", "answer")],
 )  # fmt: skip
 def test_connected_generation(family, alignment, seen_ids):
     model = make(family, alignment=alignment, initial_gate=0.6)

@@ -15,6 +15,8 @@ CASES = {
     "default": {},
     "mean": {"alignment": "mean"},
     "last": {"alignment": "last"},
+    "answer": {"alignment": "answer"},
+    "answer_constant_low_rank": {"alignment": "answer", "gate": 0.5, "transform": "low_rank"},
     "layer": {"gate": "layer"},
     "constant": {"gate": 0.3},
     "low_rank": {"transform": "low_rank"},

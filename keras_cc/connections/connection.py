@@ -24,6 +24,8 @@ class Connection(Options):
     learns_from_prompts = False
     #: Whether the connection reads or changes sites of the blocks (`keras_cc.backbones.taps`).
     needs_taps = False
+    #: Whether the pivot's pass goes on over the target's answer, token by token.
+    reads_answer = False
 
     @property
     def obstacle(self):

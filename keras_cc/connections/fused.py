@@ -24,8 +24,10 @@ class FusedConnection(Connection):
     `keras_cc.layers.CCFeedForward` a connected layer from it.
 
     Args:
-        alignment: `"attention"` (softmax over the pivot's tokens), `"mean"`, or `"last"`
-            (the last prompt tokens of both streams alone).
+        alignment: `"attention"` (softmax over the pivot's tokens), `"mean"`, `"last"`
+            (the last prompt tokens of both streams alone), or `"answer"`: those, and then the
+            answer's tokens, one by one, which the pivot's pass reads behind its own prompt. In
+            `generate` with pivot prompts the pivot's pass is run anew for each token.
         gate: `"dimension"`, `"layer"` (one a token), or a float in [0, 1]: equal-weight
             fusion without a Decision Maker.
         transform: `"linear"`, `"low_rank"`, `"mlp"` (cannot be merged), or None.
@@ -118,6 +120,10 @@ class FusedConnection(Connection):
         )
 
     @property
+    def reads_answer(self):
+        return self.alignment == "answer"
+
+    @property
     def aligns_all(self):
         return self.without_pivot == "align"
 
@@ -142,12 +148,17 @@ class FusedConnection(Connection):
         if self.alignment == "last":
             last = positions.last_prompt(real, inputs.get("answer_mask"))
             fused = ops.logical_and(fused, last)
+        behind = places = None
+        if self.reads_answer:
+            behind, places = _behind_prompts(inputs)
+            fused = ops.logical_and(fused, behind >= 0)
         has_pivot = ops.any(pivot.mask, axis=1)
         aligned = ops.ones_like(has_pivot) if self.aligns_all else has_pivot
         scope = pairing.TargetPass(
             pivot,
             mask=ops.logical_and(real, aligned[:, None]),
             fused=ops.logical_and(fused, has_pivot[:, None]),
+            places=places,
         )
         if training and self.dropout > 0:
             sample = keras.random.uniform(ops.shape(has_pivot), seed=seed)
@@ -189,6 +200,19 @@ class FusedConnection(Connection):
             "alignment_gradient": self.alignment_gradient,
             "alignment_error": self.alignment_error,
         }
+
+
+def _behind_prompts(inputs):
+    """How far behind its last prompt token each position is, and the pivot's that is as far.
+
+    Both int32 `(B, T)`; before the last prompt token the first is below 0, the second 0 or more.
+    """
+    start = positions.answer_start(inputs)
+    length = ops.sum(ops.cast(inputs["pivot_padding_mask"], "int32"), axis=1)
+    ids = inputs["token_ids"]
+    behind = ops.arange(ids.shape[1], dtype="int32")[None, :] - (start - 1)[:, None]
+    most = inputs["pivot_token_ids"].shape[1] + ids.shape[1] - 1
+    return behind, ops.clip(behind + (length - 1)[:, None], 0, most)
 
 
 def _count(mask):

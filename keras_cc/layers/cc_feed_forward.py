@@ -9,8 +9,9 @@ from keras_cc.layers.decision_gate import GRANULARITIES, INITIAL_GATE, DecisionG
 from keras_cc.layers.transform_matrix import TRANSFORMS, TransformMatrix
 from keras_cc.losses import squared_error
 from keras_cc.options import choice, choice_or_share
-from keras_cc.passes import pairing
+from keras_cc.passes import pairing, positions
 
+FUSED_ALIGNMENTS = (*ALIGNMENTS, "answer")
 ALIGNMENT_GRADIENTS = ("transform", "stream", "full")
 ALIGNMENT_ERRORS = ("relative", "plain")
 
@@ -34,8 +35,10 @@ class CCFeedForward(keras.layers.Layer):
     Args:
         inner: the `keras.layers.Layer` to connect, usually the `Dense` or `EinsumDense`
             down projection of a decoder block.
-        alignment: `"attention"`, `"mean"` or `"last"`, see `keras_cc.layers.align`.
-            With `"last"` only the target's last prompt token is fused.
+        alignment: `"attention"`, `"mean"` or `"last"`, see `keras_cc.layers.align`, or
+            `"answer"`: the pivot's pass reads the answer behind its prompt, and `A` is what it
+            has at the same token. With `"last"` only the target's last prompt token is fused, with
+            `"answer"` that one and the answer's.
         gate: `"dimension"`, `"layer"`, or a float in [0, 1]: a constant.
         initial_gate: float in (0, 1), the value at which a trained gate starts.
         transform: `"linear"`, `"low_rank"`, `"mlp"`, or None: then `T = F(x)` and there
@@ -87,7 +90,7 @@ class CCFeedForward(keras.layers.Layer):
         if not isinstance(inner, keras.layers.Layer):
             raise TypeError(f"`inner` must be a Keras layer. Received: inner={inner!r}")
         self.inner = inner
-        self.alignment = choice("alignment", alignment, ALIGNMENTS)
+        self.alignment = choice("alignment", alignment, FUSED_ALIGNMENTS)
         self.gate = choice_or_share("gate", gate, GRANULARITIES)
         self.initial_gate = initial_gate
         self.transform = choice("transform", transform, (*TRANSFORMS, None))
@@ -155,7 +158,10 @@ class CCFeedForward(keras.layers.Layer):
         pivot = scope.pivot.activations[id(self)]  # (B, S, d)
         if not self.pivot_gradient:
             pivot = ops.stop_gradient(pivot)
-        aligned = align(pivot, target, scope.pivot.mask, self.alignment)
+        if self.alignment == "answer":
+            aligned = positions.gather(pivot, scope.at(scope.places, target))
+        else:
+            aligned = align(pivot, target, scope.pivot.mask, self.alignment)
         if self.decision_gate is None:
             gate = ops.full_like(target[..., :1], self.gate)
         else:

@@ -85,6 +85,8 @@ class TargetPass(Pass):
         mask: bool tensor `(batch, length)`, True at the real tokens of rows that have a
             pivot: where the alignment error is taken.
         fused: bool tensor `(batch, length)`, True at the positions that are fused.
+        places: None, or int tensor `(batch, length)`: the pivot's position of each of the
+            target's.
         through_transform: bool tensor `(batch,)`, True for the rows that connection
             dropout sends through the transform, or None without connection dropout.
         alignment_errors: one `(batch,)` float32 tensor a layer: the squared error
@@ -99,6 +101,7 @@ class TargetPass(Pass):
     pivot: PivotPass
     mask: Any
     fused: Any
+    places: Any = None
     through_transform: Any = None
     alignment_errors: list = dataclasses.field(default_factory=list)
     gate_sums: list = dataclasses.field(default_factory=list)

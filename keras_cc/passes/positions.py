@@ -35,6 +35,20 @@ def last_prompt(mask, answer_mask=None):
     return ops.where(ops.any(answers, axis=1, keepdims=True), first, last_real)
 
 
+def answer_start(inputs):
+    """Where the answer begins in each row, or would: right behind the last prompt token.
+
+    Args:
+        inputs: dict of `padding_mask` and maybe `answer_mask`, `(batch, length)`.
+
+    Returns:
+        int32 tensor `(batch,)`.
+    """
+    real = ops.cast(inputs["padding_mask"], "bool")
+    last = last_prompt(real, inputs.get("answer_mask"))
+    return ops.cast(ops.argmax(ops.cast(last, "int32"), axis=1), "int32") + 1
+
+
 def up_to(mask, last):
     """`mask`, bool `(batch, length)`, without what lies behind the True of `last` in each row."""
     last = ops.cast(last, "int32")

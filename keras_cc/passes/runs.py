@@ -44,10 +44,36 @@ def pivot(model, inputs, training=False, observed=(), is_read=True):
     scope.observed |= set(observed)
     if not is_read:
         return scope
+    if model.connection is not None and model.connection.reads_answer:
+        read = _behind_pivot(inputs, positions.answer_start(inputs), _answer_positions(inputs))
+    else:
+        read = {name: inputs[f"pivot_{name}"] for name in ("token_ids", "padding_mask")}
     # The backbone alone: nobody needs the pivot's logits.
-    names = {"token_ids": "pivot_token_ids", "padding_mask": "pivot_padding_mask"}
-    run(model, {name: inputs[of] for name, of in names.items()}, scope, training)
+    run(model, read, scope, training)
+    length = inputs["pivot_token_ids"].shape[1]
+    scope.states = {site: value[:, :length] for site, value in scope.states.items()}
     return scope
+
+
+def pivot_so_far(model, inputs, token_ids, index):
+    """What the pivot's pass has computed when the rows are filled up to a position.
+
+    Args:
+        model: a `CCCausalLM` whose connection `reads_answer`.
+        inputs: those that generation began with.
+        token_ids: int tensor `(B, T)`, the rows as they are now.
+        index: int scalar, how many of their positions are filled.
+
+    Returns:
+        A dict, the `activations` of a `PivotPass`.
+    """
+    now = {**inputs, "token_ids": token_ids}
+    scope = model.connection.pivot_pass(
+        ops.cast(inputs["pivot_padding_mask"], "bool"), model.num_blocks
+    )
+    start = positions.answer_start(inputs)
+    run(model, _behind_pivot(now, start, _answer_positions(now), filled=index), scope)
+    return scope.activations
 
 
 def connected(model, inputs, pivot_scope, training=False):
@@ -199,29 +225,45 @@ def _logits_of(name, model, inputs, pivot_scope, logits, training):
 
 def _logits_after_pivot(name, model, inputs):
     """Logits at the answer's positions after the pivot prompt, the target's behind it or not."""
-    pivot_ids, pivot_mask = inputs["pivot_token_ids"], inputs["pivot_padding_mask"]
-    ids, mask, where = inputs["token_ids"], inputs["padding_mask"], _answer_positions(inputs)
-    length = ops.sum(ops.cast(pivot_mask, "int32"), axis=1)
+    ids, where = inputs["token_ids"], _answer_positions(inputs)
     if name == "pivot":
-        last = positions.last_prompt(ops.cast(mask, "bool"), inputs.get("answer_mask"))
-        start = ops.argmax(ops.cast(last, "int32"), axis=1) + 1
-        width = pivot_ids.shape[1] + where.shape[1]
+        start, read = positions.answer_start(inputs), where
     else:
         # One start token is enough: both begin with it, where there is one.
-        start = ops.cast(pivot_ids[:, 0] == ids[:, 0], "int32")
-        width = pivot_ids.shape[1] + ids.shape[1]
-    start = ops.cast(start, "int32")
-    total = length + ops.sum(ops.cast(mask, "int32"), axis=1) - start
-    real = ops.arange(width, dtype="int32")[None, :] < total[:, None]
-    joined = {
-        "token_ids": positions.joined(pivot_ids, length, ids, start, width),
-        "padding_mask": ops.cast(real, "int32"),
-    }
+        start = ops.cast(inputs["pivot_token_ids"][:, 0] == ids[:, 0], "int32")
+        read = ids
+    joined = _behind_pivot(inputs, start, read)
     # As an English row: around a fused connection and its transform.
-    none = model.connection is None
+    real, none = ops.cast(joined["padding_mask"], "bool"), model.connection is None
     hidden = run(model, joined, pairing.Pass() if none else model.connection.english_pass(real))
-    where = ops.clip(where - start[:, None] + length[:, None], 0, width - 1)
+    length = ops.sum(ops.cast(inputs["pivot_padding_mask"], "int32"), axis=1)
+    where = ops.clip(where + (length - start)[:, None], 0, real.shape[1] - 1)
     return model.logits(hidden, {"answer_positions": where})
+
+
+def _behind_pivot(inputs, start, read, filled=None):
+    """Rows that begin with the pivot prompt and go on with the target's row from `start` on.
+
+    Args:
+        inputs: the dict of a call, with the pivot.
+        start: int tensor `(B,)`.
+        read: a tensor `(B, K)`, as wide as what is to follow the prompts.
+        filled: int scalar, how many positions of the target's rows count, or None: the real ones.
+
+    Returns:
+        A dict of `token_ids` and `padding_mask`, `(B, S + K)`. A row without a pivot has no token.
+    """
+    pivot_ids, width = inputs["pivot_token_ids"], inputs["pivot_token_ids"].shape[1] + read.shape[1]
+    length = ops.sum(ops.cast(inputs["pivot_padding_mask"], "int32"), axis=1)
+    if filled is None:
+        filled = ops.sum(ops.cast(inputs["padding_mask"], "int32"), axis=1)
+    total = ops.where(length > 0, length + ops.maximum(filled - start, 0), 0)
+    return {
+        "token_ids": positions.joined(pivot_ids, length, inputs["token_ids"], start, width),
+        "padding_mask": ops.cast(
+            ops.arange(width, dtype="int32")[None, :] < total[:, None], "int32"
+        ),
+    }
 
 
 def _hidden_by_block(scope):
