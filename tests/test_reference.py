@@ -1,5 +1,6 @@
 """`CCCausalLM` equals the NumPy reference of its formulas, for every option."""
 
+import connected
 import keras
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ from backend_tools import gradients
 from keras import ops
 from reference import Options, Reference
 
-from keras_cc import CCCausalLM, FusedConnection
+from keras_cc import DFT, CCCausalLM, FusedConnection
+from keras_cc.passes import runs
 
 # Each option by itself, beside some that meet.
 CASES = {
@@ -92,6 +94,41 @@ class TestForward:
         rows = real_rows(alone["logits"], x)
         for actual, wanted in zip(rows, expected["monolingual_logits"], strict=True):
             close(actual, wanted)
+
+    def test_an_answer_is_read_token_by_token(self):
+        x, _, _ = tiny.batch()
+        first = x["answer_mask"].argmax(axis=1)  # where the answer's first token is foretold
+        found = {}
+        for alignment in ("last", "answer"):
+            model, _ = connected_model({"alignment": alignment})
+            found[alignment] = connected.logits(model, x)
+        # So far there is nothing to read, and behind it there is.
+        for row, place in enumerate(first):
+            close(found["answer"][row, place], found["last"][row, place])
+        assert (
+            np.abs(found["answer"][0, first[0] + 1] - found["last"][0, first[0] + 1]).max() > 1e-3
+        )
+        # Nothing is seen before it has been said.
+        later = {**x, "token_ids": x["token_ids"].copy()}
+        later["token_ids"][0, first[0] + 1] += 1
+        changed = connected.logits(model, later)
+        close(changed[0, : first[0] + 1], found["answer"][0, : first[0] + 1])
+        assert np.abs(changed[0, first[0] + 1] - found["answer"][0, first[0] + 1]).max() > 1e-3
+
+    def test_what_objectives_see_of_the_pivot_ends_with_its_prompt(self):
+        x, _, _ = tiny.batch()
+        found = {}
+        for alignment in ("last", "answer"):
+            connection = FusedConnection(alignment=alignment)
+            model = CCCausalLM(tiny.causal_lm("llama3"), connection, [DFT()])
+            site = ("hidden", 1)
+            scope = runs.pivot(model, tensors(x), observed=[site])
+            assert scope.states[site].shape[1] == x["pivot_token_ids"].shape[1]
+            found[alignment] = real_rows(
+                scope.states[site], {"padding_mask": x["pivot_padding_mask"]}
+            )
+        for one, other in zip(found["answer"], found["last"], strict=True):
+            close(one, other)
 
     @pytest.mark.thorough("mean_constant_low_rank")
     @pytest.mark.parametrize("name", ["default", "last", "mean_constant_low_rank"])

@@ -144,6 +144,7 @@ def fit(model, rows=ROWS, **options):
         ({}, "last"),
         ({"alignment_error": "plain"}, "all"),
         ({"alignment_error": "plain", "alignment": "last"}, "last"),
+        ({"alignment": "answer", "layers": [1]}, "all"),
         ({"alignment": "mean", "gate": "layer", "sink_tokens": 0, "layers": [1]}, None),
     ],
 )
