@@ -37,7 +37,8 @@ def generate(
     if stop_token_ids is not None:
         stop_token_ids = tuple(int(token) for token in stop_token_ids)
     if pivot_prompts is not None:
-        inputs = {**inputs, **_pivots(model, pivot_prompts, len(texts))}
+        inputs |= _pivots(model, pivot_prompts, len(texts))
+        inputs["answer_positions"] = answer_positions(inputs)
     elif model.intervention is not None and model.intervention.needs_pivot:
         raise ValueError(
             f"`pivot_prompts` must be given: {model.intervention!r} reads the pivot's pass. "
@@ -69,6 +70,17 @@ def _pivots(model, pivot_prompts, count):
     return model.preprocessor.pivot_preprocess(texts)
 
 
+def answer_positions(inputs):
+    """Positions that what is generated can take: int32 `(B, K)`, from the shortest prompt's end on.
+
+    Args:
+        inputs: dict of `padding_mask`, a NumPy array `(B, T)`.
+    """
+    mask = inputs["padding_mask"]
+    first = int(mask.sum(axis=1).min()) // 8 * 8  # few widths, since each is compiled
+    return np.tile(np.arange(first, mask.shape[1], dtype="int32"), (len(mask), 1))
+
+
 def run(model, inputs, stop_token_ids):
     """Continue a batch of ids with the causal LM's compiled loop, in the pass that a user gets.
 
@@ -76,7 +88,9 @@ def run(model, inputs, stop_token_ids):
         model: a `CCCausalLM` whose causal LM has a sampler.
         inputs: dict of `token_ids` and `padding_mask` `(B, T)`, and those of the pivot prompts, if
             there are any, for the connected pass. `prompt_positions` `(P,)`, 0 to P - 1, says that
-            no prompt has more than P tokens, so that a pass over the prompts alone is no wider.
+            no prompt has more than P tokens, so that a pass over the prompts alone is no wider;
+            `answer_positions` `(B, K)`, as `answer_positions` gives them, that no more than K are
+            generated, so that a pivot's pass that reads them is no wider.
         stop_token_ids: tuple of ints, or None.
 
     Returns:

@@ -205,14 +205,13 @@ class FusedConnection(Connection):
 def _behind_prompts(inputs):
     """How far behind its last prompt token each position is, and the pivot's that is as far.
 
-    Both int32 `(B, T)`; before the last prompt token the first is below 0, the second 0 or more.
+    Both int32 `(B, T)`, the first below 0 before the last prompt token.
     """
     start = positions.answer_start(inputs)
     length = ops.sum(ops.cast(inputs["pivot_padding_mask"], "int32"), axis=1)
-    ids = inputs["token_ids"]
-    behind = ops.arange(ids.shape[1], dtype="int32")[None, :] - (start - 1)[:, None]
-    most = inputs["pivot_token_ids"].shape[1] + ids.shape[1] - 1
-    return behind, ops.clip(behind + (length - 1)[:, None], 0, most)
+    place = ops.arange(inputs["token_ids"].shape[1], dtype="int32")
+    behind = place[None, :] - (start - 1)[:, None]
+    return behind, behind + (length - 1)[:, None]
 
 
 def _count(mask):

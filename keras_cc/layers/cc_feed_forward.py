@@ -159,7 +159,8 @@ class CCFeedForward(keras.layers.Layer):
         if not self.pivot_gradient:
             pivot = ops.stop_gradient(pivot)
         if self.alignment == "answer":
-            aligned = positions.gather(pivot, scope.at(scope.places, target))
+            places = scope.at(scope.places, target)  # beyond the answer there may be none
+            aligned = positions.gather(pivot, ops.clip(places, 0, pivot.shape[1] - 1))
         else:
             aligned = align(pivot, target, scope.pivot.mask, self.alignment)
         if self.decision_gate is None:

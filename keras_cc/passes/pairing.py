@@ -86,7 +86,7 @@ class TargetPass(Pass):
             pivot: where the alignment error is taken.
         fused: bool tensor `(batch, length)`, True at the positions that are fused.
         places: None, or int tensor `(batch, length)`: the pivot's position of each of the
-            target's.
+            target's, where there is one.
         through_transform: bool tensor `(batch,)`, True for the rows that connection
             dropout sends through the transform, or None without connection dropout.
         alignment_errors: one `(batch,)` float32 tensor a layer: the squared error

@@ -97,6 +97,7 @@ class OwnAnswers:
         inputs = _filled(contexts, width, "")
         if self._teacher == "connected":
             inputs |= _filled(pivots, width_of(max(map(len, pivots))), "pivot_")
+            inputs["answer_positions"] = generation.answer_positions(inputs)
         elif model.connection is not None:  # as an English row: around it and its transform
             inputs |= _filled([()] * BATCH_SIZE, 8, "pivot_")
         inputs["prompt_positions"] = np.arange(width_of(max(map(len, contexts))), dtype="int32")
