@@ -22,6 +22,7 @@ from keras_cc.comparison.rows import spread
 from keras_cc.comparison.transfer import Transfer
 from keras_cc.evaluation import Task, choice, evaluate
 from keras_cc.evaluation.metrics import normalize
+from keras_cc.evaluation.nats import answer_ids, answer_nats, by_language, pivot_ids, texts
 from keras_cc.evaluation.scorer import Scorer
 from keras_cc.report.grouping import VERSION
 
@@ -60,7 +61,7 @@ def run_transfer(experiment: Transfer, verbose: "int | str" = "auto") -> dict[st
         trained = _train(model, experiment, rows, sample, scorer, verbose)
     parameters["extra"] = making.extra_parameters(model)
     start = time.perf_counter()
-    longest = max(len(ids) for ids in scorer.answer_ids(_texts(scored)))
+    longest = max(len(ids) for ids in scorer.answer_ids(texts(scored)))
     task = Task(experiment.task, "generate", METRICS, max_new_tokens=longest + 2)
     result = evaluate(
         model, task, scored, scorer=scorer, batch_size=4 * experiment.batch_size, verbose=verbose
@@ -205,7 +206,7 @@ class _Curve(keras.callbacks.Callback):
         if hasattr(self.model, "jax_state_sync"):
             self.model.jax_state_sync()  # JAX keeps the state outside the model while it trains
         quiet, self._scorer.verbose = self._scorer.verbose, 0
-        nats = _nats(self._scorer, self._scored)
+        nats = answer_nats(self._scorer, self._scored)
         self._scorer.verbose = quiet
         self.seen["step"].append(self._done)
         self.seen["nll"].append({k: making.floats(v) for k, v in nats.items()})
@@ -229,47 +230,11 @@ def _preprocessor(experiment, inner, rows):
 # ---------------------------------------------------------------- scores
 
 
-def _texts(rows, key="output"):
-    return [row[key] for some in rows.values() for row in some]
-
-
-def _answers(scorer, texts):
-    """Ids of answers, their end token with them."""
-    end = scorer.preprocessor.end_token_id
-    return [ids + ([] if end is None else [end]) for ids in scorer.answer_ids(texts)]
-
-
-def _pivots(scorer, rows):
-    """Pivot ids of rows, None in English."""
-    ids = scorer.prompt_ids(_texts(rows, "instruction_en"))
-    languages = [language for language, some in rows.items() for _ in some]
-    return [None if k == "en" else row for k, row in zip(languages, ids, strict=True)]
-
-
-def _by_language(rows, values):
-    values = iter(values)
-    return {language: [next(values) for _ in some] for language, some in rows.items()}
-
-
-def _nats(scorer, rows, contexts=None):
-    """Nats a token of the gold answers, by language."""
-    contexts = scorer.prompt_ids(_texts(rows, "instruction")) if contexts is None else contexts
-    requests = list(zip(contexts, _answers(scorer, _texts(rows)), strict=True))
-    found = scorer.log_likelihoods(requests, _read_pivots(scorer, rows))
-    return _by_language(rows, [-one.total / one.tokens for one in found])
-
-
-def _read_pivots(scorer, rows):
-    intervention = scorer.model.intervention
-    reads = scorer.connected or (intervention is not None and intervention.needs_pivot)
-    return _pivots(scorer, rows) if reads else None
-
-
 def _choices(scorer, rows, candidates):
     """1 where the likeliest of a language's candidates is an accepted answer."""
-    ids = {language: _answers(scorer, texts) for language, texts in candidates.items()}
-    contexts = scorer.prompt_ids(_texts(rows, "instruction"))
-    pivots = _read_pivots(scorer, rows)
+    ids = {language: answer_ids(scorer, some) for language, some in candidates.items()}
+    contexts = scorer.prompt_ids(texts(rows, "instruction"))
+    pivots = pivot_ids(scorer, rows)
     asked = [(language, row) for language, some in rows.items() for row in some]
     accepted = [
         [n for n, text in enumerate(candidates[language]) if text in row["answers"]]
@@ -292,7 +257,7 @@ def _choices(scorer, rows, candidates):
         [some[gold] for some, gold in zip(totals, golds, strict=True)],
         pivots,
     )
-    return _by_language(rows, map(float, hits))
+    return by_language(rows, map(float, hits))
 
 
 def _wrong_language(predictions, rows):
@@ -321,19 +286,19 @@ def _borrowed(model, scorer, rows, said):
     `in_context` is after the English prompt and the model's own English answer, which is `said` by
     id; the rows in English are left out.
     """
-    prompts = scorer.prompt_ids(_texts(rows, "instruction"))
-    pivots = scorer.prompt_ids(_texts(rows, "instruction_en"))
+    prompts = scorer.prompt_ids(texts(rows, "instruction"))
+    pivots = scorer.prompt_ids(texts(rows, "instruction_en"))
     ids = scorer.answer_ids([said[str(row["id"])] + "\n" for some in rows.values() for row in some])
     joined = []
     for pivot, answer, prompt in zip(pivots, ids, prompts, strict=True):
         begins = bool(prompt) and bool(pivot) and prompt[0] == pivot[0]  # one start token will do
         joined.append(pivot + answer + prompt[int(begins) :])
-    found = {"in_context": _nats(scorer, rows, joined)}
+    found = {"in_context": answer_nats(scorer, rows, joined)}
     if model.connection is not None:
         with_pivots = Scorer(
             model, batch_size=scorer.batch_size, verbose=scorer.verbose, connected=True
         )
-        found["connected"] = _nats(with_pivots, rows)
+        found["connected"] = answer_nats(with_pivots, rows)
     return {
         path: {language: nats for language, nats in by_language.items() if language != "en"}
         for path, by_language in found.items()

@@ -11,6 +11,9 @@ from keras_cc.evaluation import metrics as metrics
 from keras_cc.evaluation import statistics as statistics
 from keras_cc.evaluation import tasks as tasks
 from keras_cc.evaluation.choice import choose as choose
+from keras_cc.evaluation.connection_maps import ConnectionMap as ConnectionMap
+from keras_cc.evaluation.connection_maps import connection_map as connection_map
+from keras_cc.evaluation.nats import answer_nats as answer_nats
 from keras_cc.evaluation.scorer import LogLikelihood as LogLikelihood
 from keras_cc.evaluation.scorer import Scorer as Scorer
 from keras_cc.evaluation.task_scores import TaskResult as TaskResult
