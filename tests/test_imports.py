@@ -48,7 +48,7 @@ LEVELS = (
     ("distillation.*", "callbacks.*", "training", "training.guards"),
     ("training.own_answers", "training.paired_trainer"),
     ("cc_causal_lm",),
-    ("demo.*", "presets", "export.*", "recipes"),
+    ("laboratory.*", "demo.*", "presets", "export.*", "recipes"),
     ("evaluation.*",),
     ("report.*",),
     ("comparison.*",),
@@ -78,6 +78,8 @@ OPTIONAL = {
 
 SUBCLASSES_OF_OTHERS = (
     "keras_cc.data.cldr_qa",
+    "keras_cc.laboratory.word_tokenizer",
+    "keras_cc.preprocessing.python_tokenizer",
     "keras_cc.demo.smollm2_tokenizer",
     "keras_cc.evaluation.harness",
     "keras_cc.export.graph_prompts",

@@ -18,6 +18,7 @@ from typing import Any
 
 from keras_cc.data import cldr, load_jsonl
 from keras_cc.evaluation import tasks
+from keras_cc.laboratory import laboratory_rows
 from keras_cc.options import choice
 
 PARTS = ("train", "pairs", "held_out")
@@ -25,9 +26,10 @@ SCORED_ON = ("dev", "test")
 
 _CLDR = ("currency", "currency_code", "language", "continent")
 _INVENTED = ("born", "town", "speaks")
+_LABORATORY = ("lab_code", "lab_word")
 _FILES = ("mkqa", "xquad")
 #: The relations there are; `"rows"` are those of a file of yours.
-RELATIONS = (*_CLDR, *_INVENTED, *_FILES, "rows")
+RELATIONS = (*_CLDR, *_INVENTED, *_LABORATORY, *_FILES, "rows")
 # Of every hundred items, by the hash of their ids: the first so many are `pairs`, and so on.
 _SHARES = {"pairs": 20, "held_out": 20}
 
@@ -155,6 +157,9 @@ def _read(relation, languages, score_on, data, items):
         from keras_cc.data import invented_rows
 
         rows = invented_rows(languages, relation, items, seed=SCORED_ON.index(score_on))
+        return _by_language(rows, languages), lambda row: _part(row["id"])
+    if relation in _LABORATORY:
+        rows = laboratory_rows(languages, relation, items, seed=SCORED_ON.index(score_on))
         return _by_language(rows, languages), lambda row: _part(row["id"])
     if data is None:
         raise ValueError(f"`data` must be given for {relation!r}. Received: data=None")

