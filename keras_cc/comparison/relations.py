@@ -18,7 +18,8 @@ from typing import Any
 
 from keras_cc.data import cldr, load_jsonl
 from keras_cc.evaluation import tasks
-from keras_cc.laboratory import laboratory_rows
+from keras_cc.laboratory import LANGUAGES as LABORATORY_LANGUAGES
+from keras_cc.laboratory import facts, laboratory_rows
 from keras_cc.options import choice
 
 PARTS = ("train", "pairs", "held_out")
@@ -26,7 +27,9 @@ SCORED_ON = ("dev", "test")
 
 _CLDR = ("currency", "currency_code", "language", "continent")
 _INVENTED = ("born", "town", "speaks")
-_LABORATORY = ("lab_code", "lab_word")
+_LABORATORY = tuple(facts.RELATIONS)
+#: The model that knows the words of the laboratory's relations, and no others.
+LABORATORY = "demo:laboratory"
 _FILES = ("mkqa", "xquad")
 #: The relations there are; `"rows"` are those of a file of yours.
 RELATIONS = (*_CLDR, *_INVENTED, *_LABORATORY, *_FILES, "rows")
@@ -51,7 +54,7 @@ def load_relation(
         languages: language codes, English among them.
         score_on: `"dev"` or `"test"`.
         data: a folder with `train` and `dev` for `"mkqa"` and `"xquad"`, a file for `"rows"`.
-        items: int, of invented relations: how many facts.
+        items: int, of invented relations and the laboratory's: how many facts.
 
     Returns:
         A dict: `rows`, from part to language to rows, the same ids in each; `left_out`, how many
@@ -117,6 +120,41 @@ def split(rows: Mapping[str, Sequence[dict[str, Any]]], part_of: Any) -> dict[st
         },
         "left_out": len(every) - len(shared),
     }
+
+
+def check_laboratory(relation: str, model: str, languages: Sequence[str], items: int) -> None:
+    """Raises where the laboratory's relations, languages and model come without each other.
+
+    Args:
+        relation: one of `RELATIONS`; `"rows"` may be of any language.
+        model: a preset. A folder may be a laboratory of one's own.
+        languages: language codes.
+        items: int, how many facts.
+    """
+    if relation in _LABORATORY:
+        if not set(languages) <= set(LABORATORY_LANGUAGES):
+            raise ValueError(
+                f"`languages` must be some of {LABORATORY_LANGUAGES} for {relation!r}. "
+                f"Received: languages={tuple(languages)}"
+            )
+        if model.startswith("demo:") and model != LABORATORY:
+            raise ValueError(
+                f"`model` must be {LABORATORY!r}, or a preset of `keras_cc.laboratory.pretrain`, "
+                f"for {relation!r}: no other one knows its words. Received: model={model!r}"
+            )
+        most = facts.MOST_ITEMS[relation]
+        if items > most:
+            raise ValueError(
+                f"`items` must be at most {most} for {relation!r}. Received: items={items}"
+            )
+    elif relation != "rows" and (
+        model == LABORATORY or set(languages) & set(LABORATORY_LANGUAGES[1:])
+    ):
+        raise ValueError(
+            f"`task` must be one of {_LABORATORY} (or 'rows', of its words) for the laboratory's "
+            f"model and languages. Received: task={relation!r}, model={model!r}, "
+            f"languages={tuple(languages)}"
+        )
 
 
 def candidates(rows: Mapping[str, Mapping[str, Sequence[dict[str, Any]]]]) -> dict[str, list[str]]:

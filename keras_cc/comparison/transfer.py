@@ -3,6 +3,7 @@ from typing import Any, ClassVar, Self
 
 from keras_cc.comparison import relations
 from keras_cc.comparison.experiment import UNTUNED, Training, file_digests
+from keras_cc.demo import laboratory_preset
 from keras_cc.options import count, number
 
 #: Methods that bound the others: plain fine-tuning without the facts, and with them in every
@@ -34,7 +35,7 @@ class Transfer(Training):
             in their place.
         pairs_from: float in [0, 1], the share of the steps that pass before pairs come: a model
             learns the facts before it has something to borrow.
-        items: int, how many facts of an invented relation.
+        items: int, how many facts of an invented relation, or of the laboratory's.
         score_on: `"dev"` items, to choose by, or `"test"` items.
         curve: int, how often learning curves are taken.
 
@@ -100,6 +101,8 @@ class Transfer(Training):
                 f"Received: languages={self.languages}, unseen_languages={self.unseen_languages}"
             )
 
+        relations.check_laboratory(self.task, self.model, self.every_language, self.items)
+
     @classmethod
     def parse(cls, method: str, **settings: Any) -> Self:
         first, *rest = method.split()
@@ -144,4 +147,7 @@ class Transfer(Training):
         digests = None
         if self.data is not None:
             digests = file_digests(self.data, self.task, self.every_language)
-        return {"protocol": "transfer", "data_digest": digests}
+        found = {"protocol": "transfer", "data_digest": digests}
+        if self.model == relations.LABORATORY:
+            found["laboratory"] = laboratory_preset.VERSION
+        return found

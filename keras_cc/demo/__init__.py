@@ -20,7 +20,7 @@ import keras
 
 from keras_cc.backbones.preset_files import read_preset
 from keras_cc.demo.gemma3 import gemma3_270m
-from keras_cc.demo.laboratory import laboratory
+from keras_cc.demo.laboratory_preset import laboratory
 from keras_cc.demo.smollm2 import smollm2_135m
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from keras_cc.laboratory.grammar import Language as Language
 from keras_cc.laboratory.grammar import languages as languages
 from keras_cc.laboratory.grammar import shared_words as shared_words
 from keras_cc.laboratory.pretraining import pretrain as pretrain
+from keras_cc.laboratory.probe import entity_by_layer as entity_by_layer
 
 if TYPE_CHECKING:
     from keras_cc.laboratory.word_tokenizer import WordTokenizer as WordTokenizer

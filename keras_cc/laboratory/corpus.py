@@ -1,17 +1,17 @@
 """The text that the laboratory's model is trained on from scratch, and the world that it tells of.
 
-Documents are of six kinds, most of them in one language:
+Documents are of five kinds:
 
     story      what things do to each other, and where; in every language after the same habits
     facts      of a place that the text knows, all that this language has of it
     question   one of those facts, asked and answered
     reading    a made-up fact, and then the question for it: the answer stands before it
-    parallel   a sentence of any of these, and after it the same in another language
-    both       a question and its answer, and after them the same in another language
+    parallel   a sentence, or a question and its answer, and after it the same in another language
 
-The last two are few, as in a real corpus. The facts that are told of a place differ between
-languages, and English has most. No fact of an item of `keras_cc.laboratory.laboratory_rows` is in
-it: their places are in stories alone.
+Few are parallel, and few are mixed, as in a real corpus: of the other kinds, a share has words of
+another language in it, in the patterns of its own. The facts that are told of a place differ
+between languages, and English has most. No fact of an item of
+`keras_cc.laboratory.laboratory_rows` is in it: their places are in stories alone.
 """
 
 import dataclasses
@@ -24,16 +24,17 @@ from keras_cc.laboratory import grammar as words
 from keras_cc.laboratory.grammar import Language, languages
 
 Place = tuple[str, str]
+_CONTENT = (*words.ADJECTIVES, *words.NOUNS, *words.VERBS)
 
-#: Of every document, the kind; and of one in one language, which.
 KINDS: dict[str, float] = {
-    "story": 0.15,
+    "story": 0.20,
     "facts": 0.15,
     "question": 0.40,
     "reading": 0.15,
-    "parallel": 0.08,
-    "both": 0.07,
+    "parallel": 0.10,
 }
+#: The share of documents in one language that have words of another one in it: half of their words.
+MIXED = 0.15
 LANGUAGE_SHARES: dict[str, float] = {"en": 0.5, "xa": 0.25, "xb": 0.25}
 #: The share of the known facts that a language's text has.
 TOLD: dict[str, float] = {"en": 0.9, "xa": 0.6, "xb": 0.6}
@@ -111,9 +112,11 @@ def documents(seed: int = 0) -> Iterator[str]:
     random = np.random.default_rng([seed, 11])
     while True:
         kind = _by_share(random, KINDS)
-        first = spoken[_by_share(random, LANGUAGE_SHARES)]
-        others = [spoken[code] for code in words.LANGUAGES if code != first.code]
-        yield _WRITE[kind](random, found, first, _one(random, others))
+        language = spoken[_by_share(random, LANGUAGE_SHARES)]
+        other = spoken[_one(random, [code for code in words.LANGUAGES if code != language.code])]
+        if kind != "parallel" and random.random() < MIXED:
+            language = _mixed(random, language, other)
+        yield _WRITE[kind](random, found, language, other)
 
 
 # ---------------------------------------------------------------- the kinds
@@ -148,22 +151,19 @@ def _question(random, world, language, other):
 def _reading(random, world, language, other):
     place, relation, value = _made_up(random, world)
     rest = _made_up(random, world)
-    told = [(relation, place, value), (rest[1], rest[0], rest[2])]
+    told = [(relation, place, value)]
     if random.random() < 0.5:
-        told.reverse()
+        told.insert(int(random.random() * 2), (rest[1], rest[0], rest[2]))
     text = " ".join(language.fact(*fact) for fact in told)
     return f"{text} {_asked(language, relation, place, value)}"
 
 
 def _parallel(random, world, language, other):
-    if random.random() < 0.5:
+    if random.random() < 0.4:
         return " ".join(_event(random, world, language, other))
     place, relation, value = _made_up(random, world)
-    return " ".join(one.fact(relation, place, value) for one in (language, other))
-
-
-def _both(random, world, language, other):
-    place, relation, value = _made_up(random, world)
+    if random.random() < 0.5:
+        return " ".join(one.fact(relation, place, value) for one in (language, other))
     return "\n".join(_asked(one, relation, place, value) for one in (language, other))
 
 
@@ -173,8 +173,14 @@ _WRITE = {
     "question": _question,
     "reading": _reading,
     "parallel": _parallel,
-    "both": _both,
 }
+
+
+def _mixed(random, language: Language, other: Language) -> Language:
+    """The language with about half of the content words of another one."""
+    chosen = zip(_CONTENT, random.random(len(_CONTENT)) < 0.5, strict=True)
+    own = {word: other.words[word] for word, is_other in chosen if is_other}
+    return dataclasses.replace(language, words={**language.words, **own})
 
 
 def _asked(language: Language, relation: str, place: Place, value: str) -> str:
