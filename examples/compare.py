@@ -7,8 +7,13 @@
     KERAS_BACKEND=jax python examples/compare.py --protocol transfer --task currency_code \
         --methods floor sft ceiling own_answers
 
+    KERAS_BACKEND=jax python examples/compare.py --protocol transfer --model demo:laboratory \
+        --task lab_code --languages en xa xb --methods floor sft ceiling own_answers \
+        --train all --steps 800 --batch-size 16 --learning-rate 1e-3
+
 The first two train on every language's answers and score other items. `--protocol transfer` asks
-what crosses: facts are told in English alone, and asked in the other languages.
+what crosses: facts are told in English alone, and asked in the other languages. In the laboratory
+(`keras_cc.laboratory`), whose model and languages are tiny, a cell takes about a minute.
 
 Every cell is kept as soon as it is whole: killed, the command goes on where it was. At the end
 come a table, pictures and one HTML page, in the output folder. A method is a recipe's name
@@ -49,7 +54,8 @@ class Arguments:
     task: str | None = None
     """A task of `keras_cc.evaluation`: cldr (the default), xnli, xstorycloze, xquad, ... Of
     transfer a relation: currency_code (the default), currency, language, continent, born, town,
-    speaks, mkqa, xquad, or rows (a JSON lines file of yours)."""
+    speaks, mkqa, xquad, lab_code and lab_word (the laboratory's), or rows (a JSON lines file of
+    yours)."""
     data: str | None = None
     """Folder with train/TASK/LANG.jsonl and dev/TASK/LANG.jsonl, or that file of rows; CLDR's and
     invented facts need none."""
@@ -64,7 +70,7 @@ class Arguments:
     pairs_from: float = 0.5
     """Of transfer: the share of the steps before pairs come."""
     items: int = 200
-    """Of transfer: how many invented facts."""
+    """Of transfer: how many facts, invented or the laboratory's (lab_word has 128 at most)."""
     train_rows: int = 60
     """Rows a language to train on; 0 takes all."""
     dev_rows: int = 32

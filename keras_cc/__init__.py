@@ -53,9 +53,10 @@ from keras_cc.version import __version__ as __version__
 if TYPE_CHECKING:
     from keras_cc import comparison as comparison
     from keras_cc import evaluation as evaluation
+    from keras_cc import laboratory as laboratory
     from keras_cc import report as report
 
-_ON_USE = ("comparison", "evaluation", "report")
+_ON_USE = ("comparison", "evaluation", "laboratory", "report")
 
 
 def __getattr__(name: str) -> Any:

@@ -256,8 +256,8 @@ def stand_ins(monkeypatch, tmp_path):
         keras_cc.save_preset(tiny_load()[0], tmp_path / "preset")
         return str(tmp_path / "preset")
 
-    monkeypatch.setattr(keras_cc.demo, "gemma3_270m", preset)
-    monkeypatch.setattr(keras_cc.demo, "smollm2_135m", preset)
+    for name in ("gemma3_270m", "laboratory", "smollm2_135m"):
+        monkeypatch.setattr(keras_cc.demo, name, preset)
     write_rows(tmp_path / "train.jsonl", ROWS)
     for lang in ("en", "tr", "sw"):
         of_language = [row for row in OPTIONS if row["lang"] == lang]
