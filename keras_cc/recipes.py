@@ -272,11 +272,11 @@ RECIPES = {
         ),
         Recipe(
             "cc_distilled",
-            "connection: fused at the last prompt token of the upper blocks, gates open; "
+            "connection: fused from the last prompt token on, in the upper blocks, gates open; "
             "objective: the connected pass teaches the monolingual one",
             _CC,
             connection=lambda: FusedConnection(
-                "last", layers="upper", initial_gate=0.9, alignment_loss_weight=0.0
+                "answer", layers="upper", initial_gate=0.99, alignment_loss_weight=0.0
             ),
             objectives=lambda: (SelfDistillation("connected", refresh=50),),
         ),
