@@ -29,6 +29,7 @@ from keras_cc import objectives as objectives
 from keras_cc import recipes as recipes
 from keras_cc.distillation import distill as distill
 from keras_cc.objectives import DFT as DFT
+from keras_cc.objectives import Consistency as Consistency
 from keras_cc.objectives import Contrastive as Contrastive
 from keras_cc.objectives import SelfDistillation as SelfDistillation
 

@@ -21,7 +21,7 @@ from keras_cc.data import augment_with_translation, pairs
 from keras_cc.distillation import distill
 from keras_cc.interventions import Incline, XTransplant
 from keras_cc.interventions.search import search
-from keras_cc.objectives import DFT, Contrastive, SelfDistillation
+from keras_cc.objectives import DFT, Consistency, Contrastive, SelfDistillation
 
 #: What INCLINE sweeps sigma over, where there are development rows to choose by.
 SIGMAS = tuple(round(-1 + 0.1 * step, 1) for step in range(21))
@@ -269,6 +269,12 @@ RECIPES = {
             "objective: what the model says after the English prompt, taught to the other path",
             "context distillation, Snell et al., arXiv 2209.15189",
             objectives=lambda: (SelfDistillation("pivot", refresh=50),),
+        ),
+        Recipe(
+            "xtune",
+            "objective: the same answer after both prompts, each taught by the other",
+            "xTune, Zheng et al., ACL 2021, arXiv 2106.08226",
+            objectives=lambda: (Consistency(refresh=50),),
         ),
         Recipe(
             "cc_distilled",

@@ -2,21 +2,27 @@
 
 import keras
 
+from keras_cc.objectives.consistency import Consistency as Consistency
 from keras_cc.objectives.contrastive import Contrastive as Contrastive
 from keras_cc.objectives.dft import DFT as DFT
 from keras_cc.objectives.objective import Objective as Objective
 from keras_cc.objectives.objective import PairStates as PairStates
 from keras_cc.objectives.self_distillation import SelfDistillation as SelfDistillation
 
-OBJECTIVES = {"contrastive": Contrastive, "dft": DFT, "self_distillation": SelfDistillation}
+OBJECTIVES = {
+    "consistency": Consistency,
+    "contrastive": Contrastive,
+    "dft": DFT,
+    "self_distillation": SelfDistillation,
+}
 
 
 def get(identifier):
     """An objective from its name, its configuration, or an object.
 
     Args:
-        identifier: `"dft"`, `"contrastive"`, `"self_distillation"`, an `Objective`, or the dict
-            that `keras.saving` made of one.
+        identifier: a name in `OBJECTIVES`, such as `"dft"`, an `Objective`, or the dict that
+            `keras.saving` made of one.
 
     Returns:
         An `Objective`.

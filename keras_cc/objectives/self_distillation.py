@@ -123,12 +123,11 @@ class SelfDistillation(Objective):
         if self.divergence == "labels":
             counted = ops.logical_and(counted, states.is_own[:, None])
             values = token_cross_entropy(states.logits("student"), states.labels)
-            return _sums(values, counted)
+            return row_sums(values, counted)
         teacher = ops.stop_gradient(self._log_probabilities(states, self.teacher))
         student = self._log_probabilities(states, "student")
         of, by = (teacher, student) if self.divergence == "forward" else (student, teacher)
-        divergence = ops.sum(ops.exp(of) * (of - by), axis=-1)
-        return _sums(self.temperature**2 * divergence, counted)
+        return row_sums(self.temperature**2 * divergence(of, by), counted)
 
     def _log_probabilities(self, states, name):
         return ops.log_softmax(ops.cast(states.logits(name), "float32") / self.temperature)
@@ -145,6 +144,12 @@ class SelfDistillation(Objective):
         }
 
 
-def _sums(values, counted):
+def divergence(of, by):
+    """KL(of || by) at each token, of log-probabilities `(B, K, vocabulary)`."""
+    return ops.sum(ops.exp(of) * (of - by), axis=-1)
+
+
+def row_sums(values, counted):
+    """What an objective gives, of values `(B, K)` and which of them count."""
     values = ops.sum(ops.where(counted, values, 0.0), axis=1)
     return values, ops.sum(ops.cast(counted, "float32"), axis=1)

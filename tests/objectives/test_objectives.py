@@ -62,7 +62,10 @@ def pack(rows, padding=0, left=0, garbage=0.0, dtype="float32", seed=5):
         **states,
         has_pivot=ops.convert_to_tensor(has_pivot),
         pivot_token_ids=ops.convert_to_tensor(ids),
-        answer_mask=None,  # what reads the answers is tested where there are passes
+        # What reads the answers is tested where there are passes.
+        answer_mask=None,
+        labels=None,
+        is_own=None,
         logits=None,
         lens=lambda hidden: ops.tanh(ops.matmul(hidden, ops.cast(HEAD, hidden.dtype))) * 4,
         num_blocks=BLOCKS,
@@ -273,7 +276,7 @@ class TestGet:
 
     @pytest.mark.parametrize("wrong", ["dftt", "", None, 3, True, DFT, {}, {"a": 1}, ["dft"]])
     def test_anything_else(self, wrong):
-        message = r"`objective` must be one of \['contrastive', 'dft', 'self_.*Received: objective="
+        message = r"`objective` must be one of \['consistency', 'contra.*Received: objective="
         with pytest.raises(ValueError, match=message) as error:
             keras_cc.objectives.get(wrong)
         assert str(error.value).endswith(f"={wrong!r}")
