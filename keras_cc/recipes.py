@@ -17,12 +17,14 @@ from typing import Any
 
 from keras_cc.cc_causal_lm import CCCausalLM
 from keras_cc.connections import FusedConnection, SelectedConnection
-from keras_cc.data import augment_with_translation, pairs
+from keras_cc.data import augment_with_translation, cross_lingual_rows, pairs
 from keras_cc.distillation import distill
 from keras_cc.interventions import Incline, XTransplant
 from keras_cc.interventions.search import search
 from keras_cc.objectives import DFT, Consistency, Contrastive, SelfDistillation
 
+#: What makes rows of rows alone, by the name of the change.
+AUGMENTATIONS = {"translation": augment_with_translation, "cross_lingual": cross_lingual_rows}
 #: What INCLINE sweeps sigma over, where there are development rows to choose by.
 SIGMAS = tuple(round(-1 + 0.1 * step, 1) for step in range(21))
 #: XTransplant tries this many source layers and target layers, evenly spaced.
@@ -41,7 +43,7 @@ class Recipe:
         connection: a function that makes the connection, or None.
         objectives: a function that makes the objectives.
         intervention: a function that makes the intervention, or None.
-        augment: `"translation"`, `"distillation"` or None: what is done to the rows.
+        augment: a name in `AUGMENTATIONS`, `"distillation"` or None: what is done to the rows.
         fits: whether `finish` fits a transform in closed form.
     """
 
@@ -124,8 +126,8 @@ class Recipe:
             rows: a list of paired row dicts.
             cache: path of the file that keeps the answers of a distillation, or None; other
                 recipes have no use for it.
-            **kwargs: of `keras_cc.data.augment_with_translation` or `keras_cc.distill`, whichever
-                the recipe uses.
+            **kwargs: of `keras_cc.data.augment_with_translation`,
+                `keras_cc.data.cross_lingual_rows` or `keras_cc.distill`, whichever the recipe uses.
 
         Returns:
             A list of rows; `rows` itself where the recipe leaves them as they are.
@@ -133,10 +135,10 @@ class Recipe:
         Raises:
             TypeError: for `kwargs` that the recipe has no use for.
         """
-        if self.augment == "translation":
+        if self.augment in AUGMENTATIONS:
             names = pairs.columns_of(model.preprocessor)
             names["pivot_language"] = model.preprocessor.pivot_language
-            return augment_with_translation(rows, **{**names, **kwargs})
+            return AUGMENTATIONS[self.augment](rows, **{**names, **kwargs})
         if self.augment == "distillation":
             return distill(model, rows, cache=cache, **kwargs)
         if kwargs:
@@ -211,6 +213,12 @@ RECIPES = {
             "data: adds the English rows and translation instructions in both directions",
             "the translation-augmented baseline of arXiv 2506.00875",
             augment="translation",
+        ),
+        Recipe(
+            "cross_lingual_sft",
+            "data: adds prompts whose answer is in the other language, in both directions",
+            "CrossIn, Lin et al., arXiv 2404.11932",
+            augment="cross_lingual",
         ),
         Recipe(
             "distilled_sft",

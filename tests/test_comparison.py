@@ -336,7 +336,13 @@ class TestRun:
 
     @pytest.mark.thorough
     @pytest.mark.parametrize(
-        ("recipe", "steps"), [("translation_sft", 6), ("distilled_sft", 3), ("contrastive", 6)]
+        ("recipe", "steps"),
+        [
+            ("translation_sft", 6),
+            ("cross_lingual_sft", 6),
+            ("distilled_sft", 3),
+            ("contrastive", 6),
+        ],
     )
     def test_gold_rows_are_whole_and_the_task_has_its_epochs(
         self, recipe, steps, tiny_demo, tmp_path

@@ -18,9 +18,9 @@ from keras_cc import recipes
 
 PAGE = pathlib.Path(__file__).parents[1] / "examples" / "RECIPES.md"
 NAMES = (
-    "sft", "translation_sft", "distilled_sft", "cc", "cc_equal_weight", "cc_no_transform",
-    "cc_transform_only", "cc_translation", "cc_published", "own_answers", "self_distillation",
-    "xtune", "cc_distilled", "dft", "dft_logit", "contrastive",
+    "sft", "translation_sft", "cross_lingual_sft", "distilled_sft", "cc", "cc_equal_weight",
+    "cc_no_transform", "cc_transform_only", "cc_translation", "cc_published", "own_answers",
+    "self_distillation", "xtune", "cc_distilled", "dft", "dft_logit", "contrastive",
     "afp", "incline", "xtransplant",
 )  # fmt: skip
 ROWS = [
@@ -272,7 +272,7 @@ def test_a_recipe_that_is_none(identifier):
 
 
 @pytest.mark.thorough("translation_sft")
-@pytest.mark.parametrize("name", ["translation_sft", "distilled_sft", "sft"])
+@pytest.mark.parametrize("name", ["translation_sft", "cross_lingual_sft", "distilled_sft", "sft"])
 def test_the_preprocessors_columns_are_the_recipes(name):
     recipe, model = recipes.get(name), build(name)
     columns = {"instruction": "q", "output": "a", "instruction_en": "q_en"}

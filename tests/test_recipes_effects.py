@@ -71,6 +71,17 @@ def test_translation_adds_rows(name):
 
 
 @pytest.mark.thorough
+def test_cross_lingual_rows_are_added():
+    data = run("cross_lingual_sft").data
+    assert data == keras_cc.data.cross_lingual_rows(ROWS)
+    assert len(data) == 6 + 2 * 4 and data[:6] == ROWS  # of four pairs
+    texts = {(row["lang"], row["instruction"], row["output"]) for row in data[6:]}
+    assert {("sw", "mbwa mvivu (English)", "no"), ("en", "the cat (French)", "oui")} <= texts
+    half = recipes.get("cross_lingual_sft").data(run("sft").model, ROWS, share=0.5)
+    assert len(half) == 6 + 2 * 2
+
+
+@pytest.mark.thorough
 def test_distilled_answers_are_the_models_own_and_kept(tmp_path, monkeypatch):
     recipe, model = recipes.get("distilled_sft"), build("distilled_sft")
     cache = tmp_path / "answers.jsonl"

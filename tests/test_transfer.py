@@ -297,7 +297,7 @@ def test_cells_know_the_untuned_model_of_theirs(file, tiny_demo, tmp_path):
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("recipe", ["translation_sft", "distilled_sft"])
+@pytest.mark.parametrize("recipe", ["translation_sft", "cross_lingual_sft", "distilled_sft"])
 def test_recipes_that_make_rows_of_their_own_are_refused(recipe, file):
     with pytest.raises(ValueError, match="`recipe` must leave the rows as they are"):
         Transfer(recipe, **small(file))

@@ -32,7 +32,7 @@ from keras_cc.comparison.making import (
 from keras_cc.comparison.rows import load_rows, spread
 from keras_cc.comparison.transfer import Transfer
 from keras_cc.comparison.transfer_run import run_transfer
-from keras_cc.data import augment_with_translation
+from keras_cc.data import augment_with_translation, cross_lingual_rows
 from keras_cc.evaluation import evaluate, tasks
 from keras_cc.evaluation.metrics import first_line
 from keras_cc.evaluation.scorer import Scorer
@@ -184,6 +184,8 @@ def _preprocessor(experiment, inner, rows):
     augment = None if experiment.recipe == UNTUNED else experiment.resolve().augment
     if augment == "translation":
         every += augment_with_translation(rows["train"], share=experiment.translation_share)
+    elif augment == "cross_lingual":
+        every += cross_lingual_rows(rows["train"])
     return with_room(
         inner,
         [row["instruction"] for row in every],

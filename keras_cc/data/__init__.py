@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from keras_cc.data.code_switching import code_switch, code_switching_curriculum
+from keras_cc.data.cross_lingual import cross_lingual_rows
 from keras_cc.data.invented import invented_rows
 from keras_cc.data.lexicon import load_lexicon
 from keras_cc.data.readers import load_jsonl
@@ -19,6 +20,7 @@ __all__ = [
     "cldr_rows",
     "code_switch",
     "code_switching_curriculum",
+    "cross_lingual_rows",
     "from_tfds",
     "invented_rows",
     "load_jsonl",

@@ -7,14 +7,21 @@ Notable choices:
   items of XL-Sum), the same id is another item, and its answer would be a wrong one.
 """
 
-import random
-import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from keras_cc.data.columns import plain_text
-from keras_cc.data.languages import english_name
+from keras_cc.data.made_rows import (
+    DIRECTIONS,
+    Made,
+    check_directions,
+    check_language_names,
+    draw,
+    filler,
+    name_of,
+    with_made,
+)
 from keras_cc.data.pairs import (
     Pair,
     check_names,
@@ -23,8 +30,6 @@ from keras_cc.data.pairs import (
     read_text,
 )
 from keras_cc.options import integer, number
-
-DIRECTIONS: tuple[str, ...] = ("to_pivot", "from_pivot")
 
 
 def augment_with_translation(
@@ -108,11 +113,7 @@ def augment_with_translation(
     Source: x-LLaMA, arXiv 2308.04948, and CrossAlpaca, arXiv 2308.14186, which tune on
     translation tasks beside the instructions.
     """
-    directions = (directions,) if isinstance(directions, str) else tuple(directions)
-    if any(direction not in DIRECTIONS for direction in directions):
-        raise ValueError(
-            f"`directions` must be among {DIRECTIONS}. Received: directions={directions!r}"
-        )
+    directions = check_directions(directions)
     if not english_rows and not directions:
         raise ValueError(
             "Nothing to add: ask for `english_rows` or for `directions`. "
@@ -120,16 +121,7 @@ def augment_with_translation(
         )
     share = number("share", share, most=1, positive=True)
     seed = integer("seed", seed)
-    if not isinstance(template, str) or "{language}" not in template or "{text}" not in template:
-        raise ValueError(
-            '`template` must be a string with "{language}" and "{text}". '
-            f"Received: template={template!r}"
-        )
-    if not isinstance(language_names, Mapping | None):
-        raise TypeError(
-            "`language_names` must be a dict from codes to names. "
-            f"Received: language_names={language_names!r}"
-        )
+    fill, names = filler(template), check_language_names(language_names)
     check_names(output_column=output_column, pivot_output_column=pivot_output_column)
     rows = check_rows(rows)
     pairs = find_pairs(
@@ -147,19 +139,16 @@ def augment_with_translation(
         present = {plain_text(row.get(instruction_column)) for row in alone}
         made += _english_rows(rows, pairs, present, pivot_output_column, pivot_language)
     if directions:
-        drawn = _draw(pairs, share, seed)
-        made += _translations(drawn, directions, template, pivot_language, language_names or {})
-    result = [dict(row) for row in rows]
-    for pair, kind, lang, instruction, output in made:
-        row_id = None if pair.id is None else f"{pair.id}/{kind}"
-        named = {id_column: row_id, lang_column: lang}
-        named = {column: value for column, value in named.items() if value is not None}
-        result.append({**named, instruction_column: instruction, output_column: output})
-    return result
-
-
-Made = tuple[Pair, str, str | None, str, str]
-"""A made row: the pair, what is put behind its id, language, instruction, output."""
+        drawn = draw(_distinct(pairs), share, seed)
+        made += _translations(drawn, directions, fill, pivot_language, names)
+    return with_made(
+        rows,
+        made,
+        instruction_column=instruction_column,
+        output_column=output_column,
+        lang_column=lang_column,
+        id_column=id_column,
+    )
 
 
 def _english_rows(
@@ -174,7 +163,7 @@ def _english_rows(
         if answer is None:
             unanswered.add(pair.pivot)
         else:
-            made.setdefault((pair.pivot, answer), (pair, "pivot", language, pair.pivot, answer))
+            made.setdefault((pair.pivot, answer), Made(pair, "pivot", language, pair.pivot, answer))
     unanswered -= {pivot for pivot, _ in made}  # answered in the row of another language
     if unanswered:
         warnings.warn(
@@ -187,8 +176,8 @@ def _english_rows(
     return list(made.values())
 
 
-def _draw(pairs: list[Pair], share: float, seed: int) -> list[Pair]:
-    """Draws a share of the distinct pairs, in their order."""
+def _distinct(pairs: list[Pair]) -> list[Pair]:
+    """Gives each pair of different prompts once."""
     distinct: dict[tuple, Pair] = {}
     for pair in pairs:
         distinct.setdefault((pair.lang, pair.instruction, pair.pivot), pair)
@@ -199,40 +188,22 @@ def _draw(pairs: list[Pair], share: float, seed: int) -> list[Pair]:
             "instructions: their two prompts are the same text.",
             stacklevel=3,
         )
-    order = list(range(len(pairs)))
-    random.Random(seed).shuffle(order)
-    return [pairs[i] for i in sorted(order[: max(1, round(share * len(order)))])]
+    return pairs
 
 
 def _translations(
     pairs: list[Pair],
     directions: tuple[str, ...],
-    template: str,
+    fill: Callable[[str, str], str],
     pivot_language: str,
     language_names: Mapping[str, str],
 ) -> list[Made]:
-    # One pass: a prompt may itself hold "{text}" or "{language}".
-    parts = re.split(r"(\{language\}|\{text\})", template)
     made: list[Made] = []
     for pair in pairs:
         for direction in directions:
             lang, text, language, output = pair.lang, pair.instruction, pivot_language, pair.pivot
             if direction == "from_pivot":
-                if pair.lang is None:
-                    raise ValueError(
-                        f'{pair.name}: no language, which "from_pivot" has to name. Name its '
-                        'column with `lang_column=`, or pass `directions="to_pivot"`.'
-                        f" Received: directions={directions!r}"
-                    )
                 lang, text, language, output = pivot_language, pair.pivot, pair.lang, text
-            name = language_names.get(language) or english_name(language)
-            if name is None:
-                raise ValueError(
-                    f"{pair.name}: the instruction has to name its language, and no English name "
-                    f"is known of {language!r}. Give it one, `language_names={{{language!r}: "
-                    f'"..."}}`. Received: language_names={dict(language_names)!r}'
-                )
-            fields = {"{language}": name, "{text}": text}
-            instruction = "".join(fields.get(part, part) for part in parts)
-            made.append((pair, direction, lang, instruction, output))
+            name = name_of(language, pair, language_names)
+            made.append(Made(pair, direction, lang, fill(name, text), output))
     return made
