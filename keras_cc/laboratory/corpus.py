@@ -24,7 +24,7 @@ from keras_cc.laboratory import grammar as words
 from keras_cc.laboratory.grammar import Language, languages
 
 Place = tuple[str, str]
-_CONTENT = (*words.ADJECTIVES, *words.NOUNS, *words.VERBS)
+_NAMED = (*words.ADJECTIVES, *words.NOUNS, *words.VERBS)
 
 KINDS: dict[str, float] = {
     "story": 0.20,
@@ -34,7 +34,7 @@ KINDS: dict[str, float] = {
     "parallel": 0.10,
 }
 #: The share of documents in one language that have words of another one in it: half of their words.
-MIXED = 0.15
+MIXED = 0.25
 LANGUAGE_SHARES: dict[str, float] = {"en": 0.5, "xa": 0.25, "xb": 0.25}
 #: The share of the known facts that a language's text has.
 TOLD: dict[str, float] = {"en": 0.9, "xa": 0.6, "xb": 0.6}
@@ -115,7 +115,9 @@ def documents(seed: int = 0) -> Iterator[str]:
         language = spoken[_by_share(random, LANGUAGE_SHARES)]
         other = spoken[_one(random, [code for code in words.LANGUAGES if code != language.code])]
         if kind != "parallel" and random.random() < MIXED:
-            language = _mixed(random, language, other)
+            is_told = kind in ("story", "facts")  # an answer is a word of the question's language
+            among = (*_NAMED, *words.THINGS) if is_told else _NAMED
+            language = _mixed(random, language, other, among)
         yield _WRITE[kind](random, found, language, other)
 
 
@@ -176,9 +178,9 @@ _WRITE = {
 }
 
 
-def _mixed(random, language: Language, other: Language) -> Language:
-    """The language with about half of the content words of another one."""
-    chosen = zip(_CONTENT, random.random(len(_CONTENT)) < 0.5, strict=True)
+def _mixed(random, language: Language, other: Language, among) -> Language:
+    """The language with about half of some words of another one."""
+    chosen = zip(among, random.random(len(among)) < 0.5, strict=True)
     own = {word: other.words[word] for word, is_other in chosen if is_other}
     return dataclasses.replace(language, words={**language.words, **own})
 

@@ -196,6 +196,26 @@ class TestProbe:
             entity_by_layer(model, rows)
 
 
+@pytest.mark.once
+@pytest.mark.parametrize("task", ["lab_code", "lab_word"])
+def test_a_cell_of_the_laboratory(task, tokenizer, monkeypatch):
+    comparison = pytest.importorskip("keras_cc.comparison")
+    pytest.importorskip("scipy", reason='keras_cc.evaluation needs "keras-cc[evaluation]"')
+
+    def load(name, **options):
+        assert name == "laboratory"
+        stock = tiny.causal_lm("llama3", vocabulary_size=tokenizer.vocabulary_size(), num_layers=1)
+        return stock, tokenizer
+
+    monkeypatch.setattr(keras_cc.demo, "load", load)
+    settings = dict(model="demo:laboratory", languages=LANGUAGES, items=30, steps=2, curve=0)
+    cell = comparison.run(comparison.Transfer("sft", task=task, **settings), verbose=0)
+    scored = {code: len(values) for code, values in cell["scores"]["exact_match"].items()}
+    assert set(scored) == set(LANGUAGES) and len(set(scored.values())) == 1
+    assert cell["rows"]["train"] + scored["en"] == 30 and cell["rows"]["truncated"] == 0
+    assert all(id.startswith(f"{task}/0/") for id in cell["items"]["en"])
+
+
 @pytest.mark.large
 def test_the_laboratory_knows_its_facts_and_understands_a_question():
     """Of the real one: English and the others' own facts, and nothing that it was not told."""
