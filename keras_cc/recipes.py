@@ -273,6 +273,13 @@ RECIPES = {
             objectives=lambda: (SelfDistillation("pivot", "labels", refresh=50),),
         ),
         Recipe(
+            "own_answers_in_turn",
+            "data: as own_answers, for answers that are other words in each language: the model "
+            "answers in English first, and then in the prompt's language",
+            "SDRRL, Zhang et al., arXiv 2402.12204, online; the two turns are ours",
+            objectives=lambda: (SelfDistillation("in_turn", "labels", refresh=50),),
+        ),
+        Recipe(
             "self_distillation",
             "objective: what the model says after the English prompt, taught to the other path",
             "context distillation, Snell et al., arXiv 2209.15189",

@@ -298,3 +298,90 @@ def test_a_failed_refresh_leaves_the_sampler_as_it_was(monkeypatch):
         fit(made)
     assert getattr(made.causal_lm, "sampler", None) is before
     assert ops.shape(made(made.preprocessor(MIXED)[0])["logits"])[0] == len(MIXED)
+
+
+# ---------------------------------------------------------------- asked in turn
+
+
+def in_turn(monkeypatch, practice=0.5, **options):
+    """A model whose answer to any prompt is how long it is, in one token and the end."""
+    made = model(SelfDistillation("in_turn", "labels", refresh=1, practice=practice), **options)
+    end = TOKENIZER.end_token_id
+    monkeypatch.setattr(
+        OwnAnswers, "_continued", lambda self, some, pivots=None: [[len(c), end] for c in some]
+    )
+    return made, own_answers.of(made), end
+
+
+def test_english_first_then_the_other_language(monkeypatch):
+    _, answers, end = in_turn(monkeypatch)
+    rows = packed(model(SelfDistillation("pivot", "labels", refresh=1)), MIXED)
+    answers.give(rows)
+    answers.refresh()  # in English
+    said = {tuple(one.pivot): [len(one.pivot), end] for one in rows if one.pivot}
+    assert answers.said == said
+    assert set(answers.answers.values()) == {None}  # it is to be practised first
+    answers.refresh()
+    unanswered = [one for one in rows if len(one.ids) == one.prompt_length]
+    assert len(unanswered) == len(answers.answers) == len(PAIRS)
+    for one in unanswered:
+        # The English prompt, what it was answered, and the prompt without a second start token.
+        context = len(one.pivot) + 2 + len(one.ids) - int(one.ids[0] == one.pivot[0])
+        assert answers.answers[tuple(one.ids), tuple(one.pivot)] == [context, end]
+
+
+@pytest.mark.parametrize("practice", [0.0, 0.5, 1.0])
+def test_a_share_of_the_answered_rows_practises(monkeypatch, practice):
+    made, answers, end = in_turn(monkeypatch, practice)
+    rows = packed(made, [row(n, "dog") for n in range(3)] + [row(9, "dog", lang="en"), *PAIRS[:1]])
+    assert answers.give(rows)[0] == rows  # nothing has been said yet
+    answers.refresh()
+    given = [answers.give(rows) for _ in range(2)]
+    assert not any(is_own.any() for _, is_own in given)
+    practised = 0
+    for now, _ in given:
+        assert now[3:] == rows[3:]  # English has no pivot, and the last row no answer
+        for one, other in zip(rows[:3], now[:3], strict=True):
+            if other == one:
+                continue
+            practised += 1
+            start = int(one.ids[0] == one.pivot[0])
+            said = [*one.pivot, len(one.pivot), end]
+            assert other.ids == [*said, *one.ids[start:]] and other.pivot == []
+            answer = one.ids[one.prompt_length :]
+            assert other.ids[other.prompt_length :] == answer  # which alone is learnt
+    assert practised == 6 * practice
+
+
+def test_what_has_no_room_does_not_practise(monkeypatch):
+    made, answers, _ = in_turn(monkeypatch, 1.0, max_length=24)
+    rows = packed(made, [row(n, "dog") for n in range(3)])
+    answers.give(rows)
+    answers.refresh()
+    assert answers.give(rows)[0] == rows
+
+
+def test_an_english_answer_of_no_use_asks_nothing(monkeypatch):
+    made, answers, end = in_turn(monkeypatch)
+    monkeypatch.setattr(
+        OwnAnswers,
+        "_continued",
+        lambda self, some, pivots=None: [[None, [end], [7, end]][n % 3] for n in range(len(some))],
+    )
+    rows = packed(made, [row(n, "dog" if n % 2 else None) for n in range(6)])
+    answers.give(rows), answers.refresh(), answers.refresh()
+    assert sum(said is not None for said in answers.said.values()) == 2
+    kept = [key for key, answer in answers.answers.items() if answer is not None]
+    assert all(answers.said[pivot] for _, pivot in kept)
+
+
+def test_in_turn_trains_and_says_what_it_has(capsys):
+    made = model(SelfDistillation("in_turn", "labels", refresh=1, max_new_tokens=4), rate=0.01)
+    history = fit(made, MIXED * 2, batch_size=8, epochs=2, verbose=2)
+    assert np.isfinite(history["loss"]).all()
+    assert "pairs of prompts have the model's own answer" in capsys.readouterr().out
+
+
+def test_in_turn_is_for_labels():
+    with pytest.raises(ValueError, match=r"`divergence` must be 'labels'.*Received: .*forward"):
+        SelfDistillation("in_turn", refresh=1)

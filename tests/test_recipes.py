@@ -20,6 +20,7 @@ PAGE = pathlib.Path(__file__).parents[1] / "examples" / "RECIPES.md"
 NAMES = (
     "sft", "translation_sft", "cross_lingual_sft", "distilled_sft", "cc", "cc_equal_weight",
     "cc_no_transform", "cc_transform_only", "cc_translation", "cc_published", "own_answers",
+    "own_answers_in_turn",
     "self_distillation", "xtune", "cc_distilled", "dft", "dft_logit", "contrastive",
     "afp", "incline", "xtransplant",
 )  # fmt: skip

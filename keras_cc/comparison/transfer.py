@@ -115,9 +115,21 @@ class Transfer(Training):
         recipe = super().resolve()
         if "start" in self.options or self.recipe == UNTUNED:
             return recipe
-        # Own answers are made when there is something to answer.
-        asks = any("start" in objective.get_config() for objective in recipe.objectives())
-        return recipe.with_options({"start": self.pairs_after}) if asks else recipe
+        # Own answers are made when there is something to answer; what is asked in turn is
+        # practised before.
+        for objective in recipe.objectives():
+            if "start" in objective.get_config():
+                before = objective.refresh if objective.teacher == "in_turn" else 0
+                start = max(0, self.pairs_after - (before or 0))
+                return recipe.with_options({"start": start})
+        return recipe
+
+    @property
+    def asks_in_turn(self) -> bool:
+        """Whether a prompt may have the English one and an answer to it in front."""
+        if self.recipe == UNTUNED:
+            return False
+        return any(getattr(o, "teacher", "") == "in_turn" for o in super().resolve().objectives())
 
     @property
     def pairs_after(self) -> int:

@@ -3,6 +3,9 @@ from keras import ops
 
 from keras_cc.objectives.self_distillation import SelfDistillation, divergence, row_sums
 
+# Options of `SelfDistillation` that are no choice here.
+_FIXED = ("teacher", "divergence", "practice")
+
 
 @keras.saving.register_keras_serializable(package="keras_cc")
 class Consistency(SelfDistillation):
@@ -74,4 +77,4 @@ class Consistency(SelfDistillation):
 
     def get_config(self):
         config = super().get_config()
-        return {name: config[name] for name in config if name not in ("teacher", "divergence")}
+        return {name: config[name] for name in config if name not in _FIXED}

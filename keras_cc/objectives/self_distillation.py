@@ -5,7 +5,7 @@ from keras_cc.losses import token_cross_entropy
 from keras_cc.objectives.objective import Objective
 from keras_cc.options import choice, count, number
 
-TEACHERS = ("connected", "in_context", "pivot")
+TEACHERS = ("connected", "in_context", "pivot", "in_turn")
 DIVERGENCES = ("forward", "reverse", "labels")
 
 
@@ -28,6 +28,9 @@ class SelfDistillation(Objective):
         "in_context":  the target's prompt with the pivot's in front of it
         "pivot":       the pivot's prompt alone, for answers that are the same in both
                        languages
+        "in_turn":     the pivot's prompt, the model's own answer to it, and then the target's
+                       prompt, for answers that are other words in each language (with
+                       "labels" alone)
 
     This trains a transform on what it is for, the answer, instead of an error between
     activations. A teacher is only worth what it knows: compare its score with the
@@ -40,7 +43,7 @@ class SelfDistillation(Objective):
     such pairs count nothing.
 
     Args:
-        teacher: `"connected"` (needs a connection), `"in_context"` or `"pivot"`.
+        teacher: `"connected"` (needs a connection), `"in_context"`, `"pivot"` or `"in_turn"`.
         divergence: `"forward"` (the student covers what the teacher holds possible),
             `"reverse"` (it keeps to what the teacher holds likely), or `"labels"`: the
             teacher's words alone, cross-entropy on its own answers (needs `refresh`; rows
@@ -51,6 +54,10 @@ class SelfDistillation(Objective):
         start: int, the steps that pass before the first one: a model that has not learnt the
             task yet has little to teach.
         max_new_tokens: int, the most tokens of such an answer, its end token included.
+        practice: float in [0, 1], for `"in_turn"`: the share of the rows with an answer and a
+            pivot that are asked in turn, so that the model learns to say in the target's language
+            what it has just said in the pivot's. It begins at `start`; `refresh` steps later the
+            first rows without an answer get theirs.
         weight: float >= 0, the loss's weight beside the task loss.
         alternating: bool, whether steps take turns with the task loss.
 
@@ -83,6 +90,7 @@ class SelfDistillation(Objective):
         refresh=None,
         start=0,
         max_new_tokens=32,
+        practice=0.5,
     ):
         super().__init__(weight, alternating)
         self.teacher = choice("teacher", teacher, TEACHERS)
@@ -91,6 +99,12 @@ class SelfDistillation(Objective):
         self.refresh = refresh if refresh is None else count("refresh", refresh, least=1)
         self.start = count("start", start)
         self.max_new_tokens = count("max_new_tokens", max_new_tokens, least=2)
+        self.practice = number("practice", practice, most=1)
+        if teacher == "in_turn" and divergence != "labels":
+            raise ValueError(
+                "`divergence` must be 'labels' with the teacher 'in_turn', whose context has an "
+                f"answer of its own in it. Received: divergence={divergence!r}"
+            )
         if divergence == "labels" and (refresh is None or self.temperature != 1):
             raise ValueError(
                 "`divergence` can be 'labels' with `refresh`, which makes them, and temperature "
@@ -140,6 +154,7 @@ class SelfDistillation(Objective):
             "refresh": self.refresh,
             "start": self.start,
             "max_new_tokens": self.max_new_tokens,
+            "practice": self.practice,
             **super().get_config(),
         }
 

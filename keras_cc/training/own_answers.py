@@ -28,6 +28,8 @@ class OwnAnswers:
     Attributes:
         answers: dict from `(ids of the prompt, ids of the pivot prompt)` to the ids of the answer,
             its end token included; None where there is none yet, or none of use.
+        said: dict from the ids of a pivot prompt to the ids of the answer to it, of the teacher
+            `"in_turn"` alone; None where there is none yet, or none of use.
         empty, unfinished, too_long: how many answers of the last refresh were left out: those
             that end where they begin, that do not end in `max_new_tokens`, and that do not fit
             into `max_length` behind their prompt.
@@ -37,8 +39,11 @@ class OwnAnswers:
     def __init__(self, model: Any, objective: Any) -> None:
         self._model, self.objective = model, objective
         self._teacher, self._most = objective.teacher, objective.max_new_tokens
+        self._in_turn, self._practice = objective.teacher == "in_turn", objective.practice
+        self._owed = 0.0  # of a row to practise on
         self._greedy = generation.Sampling("greedy")
         self.answers: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int] | None] = {}
+        self.said: dict[tuple[int, ...], list[int] | None] = {}
         self.empty = self.unfinished = self.too_long = self.refreshes = 0
 
     def give(self, rows: "list[Any]") -> tuple[list[Any], np.ndarray]:
@@ -46,28 +51,58 @@ class OwnAnswers:
 
         Args:
             rows: packed rows. Those with a pivot and without an answer are noted, to be answered
-                at the next refresh.
+                at the next refresh. Of those with both, a share practises what the teacher
+                `"in_turn"` does.
 
         Returns:
             `(rows, is_own)`, the second bool `(rows,)`: whether the answer is the model's.
         """
         given, is_own = [], np.zeros(len(rows), "bool")
         for place, row in enumerate(rows):
-            answer = None
-            if row.pivot and len(row.ids) == row.prompt_length:
-                answer = self.answers.setdefault((tuple(row.ids), tuple(row.pivot)))
+            answer, prompt, pivot = None, tuple(row.ids[: row.prompt_length]), tuple(row.pivot)
+            if pivot and self._in_turn:
+                self.said.setdefault(pivot)
+            if pivot and len(row.ids) == row.prompt_length:
+                answer = self.answers.setdefault((prompt, pivot))
+            elif self._practises(pivot):
+                context = self._context((prompt, pivot))
+                ids = [*context, *row.ids[row.prompt_length :]]
+                if len(ids) <= self._model.preprocessor.max_length:
+                    row = row._replace(ids=ids, prompt_length=len(context), pivot=[])
             is_own[place] = answer is not None
             given.append(row if answer is None else row._replace(ids=[*row.ids, *answer]))
         return given, is_own
 
+    def _practises(self, pivot):
+        """Whether a row with an answer and this pivot is asked in turn, now."""
+        if self.said.get(pivot) is None:
+            return False
+        self._owed += self._practice
+        self._owed -= (due := self._owed >= 1)
+        return due
+
     def refresh(self) -> None:
-        """Has the model answer everything that was noted."""
+        """Has the model answer everything that was noted.
+
+        The teacher `"in_turn"` has the pivot prompts answered first, and the others from the
+        second time on, when that has been practised.
+        """
         self.empty = self.unfinished = self.too_long = 0
         self.refreshes += 1
-        keys = sorted(self.answers, key=lambda key: len(self._context(key)))
         with self._greedy.of(self._model.causal_lm):
-            for first in range(0, len(keys), BATCH_SIZE):
-                batch = keys[first : first + BATCH_SIZE]
+            if self._in_turn:
+                pivots = sorted(self.said, key=len)
+                for batch in _batches(pivots):
+                    found = self._continued(batch)
+                    self.said |= {
+                        pivot: answer if answer and len(answer) > 1 else None
+                        for pivot, answer in zip(batch, found, strict=True)
+                    }
+                if self.refreshes == 1:
+                    return
+            known = [key for key in self.answers if not self._in_turn or self.said[key[1]]]
+            self.unfinished += len(self.answers) - len(known)
+            for batch in _batches(sorted(known, key=lambda key: len(self._context(key)))):
                 for key, answer in zip(batch, self._answer(batch), strict=True):
                     self.answers[key] = self._usable(key, answer)
 
@@ -85,17 +120,21 @@ class OwnAnswers:
             return prompt
         if self._teacher == "pivot":
             return pivot
-        return pivot + prompt[int(prompt[0] == pivot[0]) :]  # one start token is enough
+        # One start token is enough.
+        return (*pivot, *(self.said.get(pivot) or ()), *prompt[int(prompt[0] == pivot[0]) :])
 
     def _answer(self, keys):
-        """The ids that follow each context, as far as a stop token, that included."""
-        model, contexts = self._model, [self._context(key) for key in keys]
-        pivots = [pivot for _, pivot in keys]
-        missing = BATCH_SIZE - len(keys)
-        contexts, pivots = contexts + contexts[-1:] * missing, pivots + pivots[-1:] * missing
+        """The ids that follow each key's context, as far as a stop token, that included."""
+        pivots = [pivot for _, pivot in keys] if self._teacher == "connected" else None
+        return self._continued([self._context(key) for key in keys], pivots)
+
+    def _continued(self, contexts, pivots=None):
+        model, count = self._model, len(contexts)
+        contexts = [*contexts, *contexts[-1:] * (BATCH_SIZE - count)]
         width = width_of(max(map(len, contexts)) + self._most)
         inputs = _filled(contexts, width, "")
-        if self._teacher == "connected":
+        if pivots is not None:
+            pivots = [*pivots, *pivots[-1:] * (BATCH_SIZE - count)]
             inputs |= _filled(pivots, width_of(max(map(len, pivots))), "pivot_")
             inputs["answer_positions"] = generation.answer_positions(inputs)
         elif model.connection is not None:  # as an English row: around it and its transform
@@ -107,7 +146,7 @@ class OwnAnswers:
             del inputs["prompt_positions"]
         outputs = ops.convert_to_numpy(generation.run(model, inputs, stops)["token_ids"])
         found = []
-        for context, row in zip(contexts[: len(keys)], outputs, strict=False):
+        for context, row in zip(contexts[:count], outputs, strict=False):
             said = row[len(context) : len(context) + self._most].tolist()
             end = next((n for n, token in enumerate(said) if token in stops), None)
             found.append(None if end is None else said[: end + 1])
@@ -180,6 +219,10 @@ def of(model: Any) -> "OwnAnswers | None":
     if not asking:
         return None
     return OwnAnswers(model, asking[0])
+
+
+def _batches(keys):
+    return [keys[first : first + BATCH_SIZE] for first in range(0, len(keys), BATCH_SIZE)]
 
 
 def _filled(rows, width, prefix):
