@@ -11,6 +11,7 @@ from keras_cc.passes import pairing, runs
 from keras_cc.passes.positions import gather
 from keras_cc.preprocessing import CCPreprocessor
 from keras_cc.training.paired_trainer import PairedTrainer
+from keras_cc.training.untrained_weights import UntrainedWeights
 
 
 @keras.saving.register_keras_serializable(package="keras_cc")
@@ -117,6 +118,8 @@ class CCCausalLM(PairedTrainer):
         if self.connection is not None:
             self._attached.value = surgery.connect(causal_lm, self.connection)
         self.causal_lm = causal_lm
+        blocks = runs.untrained_blocks(self.objectives, self.num_blocks)
+        self.untrained_weights = UntrainedWeights(max(blocks) + 1) if blocks else None
         self._lens = Untracked(None)
         self._generate_function = Untracked(None)
         self._is_tapped = Untracked(False)
@@ -400,6 +403,9 @@ class CCCausalLM(PairedTrainer):
             surgery.disconnect(self.causal_lm, fold=fold)  # or it raises, and nothing has changed
         was_more = self.connection is not None or bool(self.objectives)
         self.connection, self.objectives = None, ()
+        if self.untrained_weights is not None:
+            surgery.detach_from(self, "untrained_weights")
+            self.untrained_weights = None
         self._attached.value = {}
         # What was attached for it is off already where there was a connection.
         self.intervention = None

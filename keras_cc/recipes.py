@@ -21,7 +21,7 @@ from keras_cc.data import augment_with_translation, cross_lingual_rows, pairs
 from keras_cc.distillation import distill
 from keras_cc.interventions import Incline, XTransplant
 from keras_cc.interventions.search import search
-from keras_cc.objectives import DFT, Consistency, Contrastive, SelfDistillation
+from keras_cc.objectives import DFT, Consistency, Contrastive, SelfDistillation, TRepLiNa
 
 #: What makes rows of rows alone, by the name of the change.
 AUGMENTATIONS = {"translation": augment_with_translation, "cross_lingual": cross_lingual_rows}
@@ -331,6 +331,12 @@ RECIPES = {
             objectives=lambda: (
                 Contrastive(0, "last", temperature=0.05, alternating=False, weight=1 / 1.5),
             ),
+        ),
+        Recipe(
+            "treplina",
+            "objective: CKA of the prompts' states at a middle layer, anchored to the base model's",
+            "TRepLiNa, Nakai et al., arXiv 2510.06249",
+            objectives=lambda: (TRepLiNa(),),
         ),
         Recipe(
             "incline",

@@ -46,7 +46,7 @@ LEVELS = (
         "generation",
     ),
     ("distillation.*", "callbacks.*", "training", "training.guards"),
-    ("training.own_answers", "training.paired_trainer"),
+    ("training.own_answers", "training.paired_trainer", "training.untrained_weights"),
     ("cc_causal_lm",),
     ("laboratory.*", "demo.*", "presets", "export.*", "recipes"),
     ("evaluation.*",),

@@ -22,7 +22,7 @@ NAMES = (
     "cc_no_transform", "cc_transform_only", "cc_translation", "cc_published", "own_answers",
     "own_answers_in_turn",
     "self_distillation", "xtune", "cc_distilled", "dft", "dft_logit", "contrastive",
-    "afp", "incline", "xtransplant",
+    "afp", "treplina", "incline", "xtransplant",
 )  # fmt: skip
 ROWS = [
     {"id": "fox", "lang": "tr", "instruction": "hızlı tilki", "output": "evet",

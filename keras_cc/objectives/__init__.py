@@ -8,12 +8,14 @@ from keras_cc.objectives.dft import DFT as DFT
 from keras_cc.objectives.objective import Objective as Objective
 from keras_cc.objectives.objective import PairStates as PairStates
 from keras_cc.objectives.self_distillation import SelfDistillation as SelfDistillation
+from keras_cc.objectives.treplina import TRepLiNa as TRepLiNa
 
 OBJECTIVES = {
     "consistency": Consistency,
     "contrastive": Contrastive,
     "dft": DFT,
     "self_distillation": SelfDistillation,
+    "treplina": TRepLiNa,
 }
 
 

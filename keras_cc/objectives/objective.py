@@ -43,6 +43,8 @@ class PairStates:
         lens: from hidden states `(B, K, d)` to logits `(B, K, vocabulary)`: the final norm
             and the head, their weights frozen.
         num_blocks: int, how many decoder blocks the model has.
+        untrained: as `target`, of the same row in the model as it was before it was trained,
+            around the connection and its transform; constants.
     """
 
     target: dict[int, Any]
@@ -57,6 +59,7 @@ class PairStates:
     logits: Callable
     lens: Callable
     num_blocks: int
+    untrained: dict[int, Any] = dataclasses.field(default_factory=dict)
 
 
 class Objective(Options):
@@ -140,6 +143,10 @@ class Objective(Options):
     @abc.abstractmethod
     def pivot_blocks(self, num_blocks):
         """As `target_blocks`, of the pivot's pass."""
+
+    def untrained_blocks(self, num_blocks):
+        """As `target_blocks`, of the target's row in the model as it was before it was trained."""
+        return ()
 
     @abc.abstractmethod
     def __call__(self, states):

@@ -161,6 +161,11 @@ def objective_sites(objectives, num_blocks):
     return of_target, of_pivot
 
 
+def untrained_blocks(objectives, num_blocks):
+    """The blocks that the objectives read of the model as it was before it was trained."""
+    return {number for o in objectives for number in o.untrained_blocks(num_blocks)}
+
+
 def objective_outputs(model, inputs, pivot_scope, scope, logits, training=False):
     """Each objective's loss and count, `(B,)` each, by the names of the model's outputs.
 
@@ -191,12 +196,30 @@ def objective_outputs(model, inputs, pivot_scope, scope, logits, training=False)
         logits=lambda name: _logits_of(name, model, inputs, pivot_scope, logits, training),
         lens=model.lens,
         num_blocks=model.num_blocks,
+        untrained=_untrained(model, inputs),
     )
     outputs = {}
     for objective in model.objectives:
         values, counts = objective(states)
         outputs[f"{objective.name}_loss"], outputs[f"{objective.name}_count"] = values, counts
     return outputs
+
+
+def _untrained(model, inputs):
+    """By block, what objectives read of the model as it was before it was trained."""
+    blocks = untrained_blocks(model.objectives, model.num_blocks)
+    if not blocks:
+        return {}
+    scope = _plain(model, ops.cast(inputs["padding_mask"], "bool"))
+    scope.observed |= {("hidden", number) for number in blocks}
+    with model.untrained_weights.scope(model.causal_lm.backbone):
+        run(model, inputs, scope)
+    return {number: ops.stop_gradient(value) for number, value in _hidden_by_block(scope).items()}
+
+
+def _plain(model, real):
+    """The pass of an English row, not run yet: around a fused connection and its transform."""
+    return pairing.Pass() if model.connection is None else model.connection.english_pass(real)
 
 
 def _answer_positions(inputs):
@@ -233,9 +256,8 @@ def _logits_after_pivot(name, model, inputs):
         start = ops.cast(inputs["pivot_token_ids"][:, 0] == ids[:, 0], "int32")
         read = ids
     joined = _behind_pivot(inputs, start, read)
-    # As an English row: around a fused connection and its transform.
-    real, none = ops.cast(joined["padding_mask"], "bool"), model.connection is None
-    hidden = run(model, joined, pairing.Pass() if none else model.connection.english_pass(real))
+    real = ops.cast(joined["padding_mask"], "bool")
+    hidden = run(model, joined, _plain(model, real))
     length = ops.sum(ops.cast(inputs["pivot_padding_mask"], "int32"), axis=1)
     where = ops.clip(where + (length - start)[:, None], 0, real.shape[1] - 1)
     return model.logits(hidden, {"answer_positions": where})

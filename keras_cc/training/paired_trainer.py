@@ -38,7 +38,8 @@ class PairedTrainer(keras.Model):
         objectives: anything that `keras_cc.objectives.get_all` takes.
 
     A subclass gives `call`, which returns the dict that `CCCausalLM` documents, and the
-    attributes `connection`, `causal_lm` and `preprocessor`.
+    attributes `connection`, `causal_lm`, `preprocessor` and `untrained_weights`, and
+    `forget_compiled`.
     """
 
     def __init__(self, objectives=(), **kwargs):
@@ -272,6 +273,7 @@ class PairedTrainer(keras.Model):
         ```
         """
         self._check_fitted()
+        self._keep_untrained()
         source = make_source(_source(x, y, sample_weight), batch_size)
         answers = own_answers.of(self)
         steps = source.num_batches() if steps_per_epoch is None else steps_per_epoch
@@ -370,6 +372,11 @@ class PairedTrainer(keras.Model):
                 f"{len(self._fitted - fitted)} less"
             )
         self._fitted = fitted
+
+    def _keep_untrained(self):
+        kept = self.untrained_weights
+        if kept is not None and kept.keep(self.causal_lm.backbone):
+            self.forget_compiled()  # an evaluation was compiled without them
 
     def _scored(self, source, batch_size):
         """Batches whose answers are scored, each row's."""

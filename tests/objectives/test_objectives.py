@@ -12,7 +12,7 @@ from backend_tools import gradients
 from keras import ops
 
 import keras_cc.objectives
-from keras_cc.objectives import DFT, Contrastive, Objective, PairStates
+from keras_cc.objectives import DFT, Contrastive, Objective, PairStates, TRepLiNa
 from keras_cc.objectives import objective as shared
 
 BLOCKS, DIM, VOCABULARY = 6, 5, 7
@@ -138,6 +138,14 @@ RIGHT = {
         "alternating": FLAGS,
         **NUMBERS,
     },
+    TRepLiNa: {
+        "layer": RIGHT_BLOCKS,
+        "pooling": ["last", "mean"],
+        "anchor": [0, 5, 0.5],
+        "pivot_gradient": FLAGS,
+        "alternating": FLAGS,
+        **NUMBERS,
+    },
 }
 WRONG = {
     DFT: {
@@ -157,6 +165,14 @@ WRONG = {
         "alternating": NO_FLAGS,
         **NO_NUMBERS,
     },
+    TRepLiNa: {
+        "layer": WRONG_BLOCKS,
+        "pooling": ["max", None, True],
+        "anchor": NO_NUMBERS["weight"],
+        "pivot_gradient": NO_FLAGS,
+        "alternating": NO_FLAGS,
+        **NO_NUMBERS,
+    },
 }
 
 
@@ -164,7 +180,7 @@ def cases(table):
     return [(c, name, v) for c, options in table.items() for name in options for v in options[name]]
 
 
-@pytest.mark.parametrize("cls", [DFT, Contrastive])
+@pytest.mark.parametrize("cls", [DFT, Contrastive, TRepLiNa])
 def test_every_option_has_right_and_wrong_values(cls):
     options = set(cls().get_config())
     assert set(RIGHT[cls]) == options and set(WRONG[cls]) == options
