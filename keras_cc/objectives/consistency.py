@@ -66,7 +66,13 @@ class Consistency(SelfDistillation):
         max_new_tokens=32,
     ):
         super().__init__(
-            "pivot", "forward", temperature, weight, alternating, refresh, start, max_new_tokens
+            teacher="pivot",
+            temperature=temperature,
+            weight=weight,
+            alternating=alternating,
+            refresh=refresh,
+            start=start,
+            max_new_tokens=max_new_tokens,
         )
 
     def __call__(self, states):

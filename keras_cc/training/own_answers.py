@@ -106,7 +106,7 @@ class OwnAnswers:
                 for key, answer in zip(batch, self._answer(batch), strict=True):
                     self.answers[key] = self._usable(key, answer)
 
-    def said(self) -> str:
+    def summary(self) -> str:
         """What a user is told of the last refresh."""
         kept = sum(answer is not None for answer in self.answers.values())
         return (

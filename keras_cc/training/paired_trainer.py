@@ -322,7 +322,7 @@ class PairedTrainer(keras.Model):
         if says:
             print(batches.padding_share())
             if answers is not None and answers.refreshes:
-                print(answers.said())
+                print(answers.summary())
             if batches.unanswered_count and not unanswered:  # of a stream, which could not be asked
                 print(
                     f"{batches.unanswered_count} of the {batches.row_count} rows so far had no "
