@@ -192,6 +192,19 @@ def recorded_cell():
     return json.loads(RECORDED.read_text(encoding="utf-8"))
 
 
+def transfer_cell():
+    """The recorded cell as one of the protocol `transfer`: every second item was a pair."""
+    cell = recorded_cell()
+    kinds = ("pairs", "held_out")
+    parts = {k: [kinds[n % 2] for n in range(len(v))] for k, v in cell["items"].items()}
+    wrong = {k: [0.0] * len(v) for k, v in parts.items()}
+    sample = {"items": cell["items"], "parts": parts}
+    config = {**cell["config"], "unseen_languages": []}
+    scores = {"nll": cell["scores"]["nll"], "wrong_language": wrong}
+    made = {"parts": parts, "scores": scores, "sample": sample, "borrowed": {}, "config": config}
+    return {**cell, **made, "name": "sft"}
+
+
 def made_model():
     causal_lm, tokenizer = tiny_load()
     model = keras_cc.CCCausalLM(causal_lm, preprocessor=made_preprocessor(tokenizer))
@@ -233,6 +246,7 @@ MADE = {
     "rows": lambda: [dict(row) for row in ROWS],
     "stock": lambda: merged_model().causal_lm,
     "tokenizer": lambda: tiny_load()[1],
+    "transfer_cells": lambda: [transfer_cell()],
     "x": made_batch,
 }
 

@@ -65,7 +65,7 @@ def fit_shift(model, source, *, batch_size=None, verbose="auto"):
     shift.learn(tuple(by_language), num_blocks, dim)
     model.intervention = shift  # its layers are others now
     total = sum(own["rows"] for own in sums.values())
-    english = sum(own["pivot"] for own in sums.values()) / total  # (blocks, d)
+    english = np.stack([own["pivot"] for own in sums.values()]).sum(axis=0) / total  # (blocks, d)
     fits = {}
     for number, layer in shift.matrices.items():
         target = np.stack([own["target"][number] / own["rows"] for own in sums.values()])

@@ -18,7 +18,7 @@ import keras
 import numpy as np
 
 from keras_cc.comparison.costs import inference_cost, machine
-from keras_cc.comparison.experiment import UNTUNED, VERSION, Training
+from keras_cc.comparison.experiment import UNTUNED, VERSION, Experiment
 from keras_cc.comparison.making import (
     StopAfter,
     english_perplexity,
@@ -38,7 +38,7 @@ from keras_cc.evaluation.metrics import first_line
 from keras_cc.evaluation.scorer import Scorer
 
 
-def run(experiment: Training, answers: Any = None, verbose: "int | str" = "auto"):
+def run(experiment: Experiment | Transfer, answers: Any = None, verbose: "int | str" = "auto"):
     """Train one recipe with one seed and score it.
 
     Args:

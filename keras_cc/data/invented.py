@@ -65,7 +65,7 @@ def invented_rows(
 
     ```python
     rows = keras_cc.data.invented_rows(["en", "tr"], "born", items=100)
-    rows[0]["instruction"], rows[0]["output"]  # "In which year was Gike Zabufi born?"
+    rows[0]["instruction"]  # "In which year was Gike Zabufi born?"
     rows[1]["output"] == rows[0]["output"]  # True: a year is the same in Turkish
     ```
     """

@@ -41,7 +41,7 @@ class Shift(Intervention):
 
     ```python
     model = keras_cc.CCCausalLM(causal_lm, connection=None)
-    model.intervention = keras_cc.Shift(first_layer=2, last_layer=12)
+    model.intervention = keras_cc.Shift(first_layer=2, last_layer=5)
     model.fit_transform([dict(row, lang="tr") for row in rows])
     model.compile(sampler="greedy")
     model.generate("Kenya'nın para birimi nedir?", max_length=32)

@@ -53,8 +53,8 @@ def summarise(
     Example:
 
     ```python
-    found = keras_cc.report.transfer.summarise(cells)
-    found["methods"]["sft"]["choice"]["pairs"]["crossing"]["mean"]
+    found = keras_cc.report.transfer.summarise(transfer_cells)
+    found["methods"]["sft"]["nll"]["pairs"]["mean"]
     ```
     """
     groups = grouping.methods(cells)
@@ -142,15 +142,13 @@ def _one(group, base, floor, metric, place, confidence):
     name = group[0]["name"]
     if base is not None and group is not base:
         seeds = [s for s in grouping.seeds(group) if s in grouping.seeds(base)]
+        pair = None
         if name == UNTUNED:
-            ours, theirs = scores, _over_seeds(_select(base, metric, part, languages)[0])
+            pair = scores, _over_seeds(_select(base, metric, part, languages)[0])
         elif seeds:
-            ours, theirs = (
-                _select(some, metric, part, languages, seeds)[0] for some in (group, base)
-            )
-        else:
-            ours = theirs = None
-        if ours is not None:
+            pair = [_select(some, metric, part, languages, seeds)[0] for some in (group, base)]
+        if pair is not None:
+            ours, theirs = pair
             compared = statistics.compare(ours, theirs, items, confidence=confidence)
             found["difference"] = {**_fields(compared, "difference"), "p_value": compared.p_value}
     if floor is not None and group is not floor:
