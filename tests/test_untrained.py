@@ -24,7 +24,8 @@ from test_objectives_in_training import (
 
 from keras_cc import FlareConnection, TRepLiNa
 
-FIRST = {"layer": 0, "weight": 0.5, "anchor": 2.0}  # of two blocks, so that a later one is free
+# The first of two blocks, so that a later one is free.
+FIRST = {"layer": 0, "weight": 0.5, "anchor": 2.0, "anchor_error": "plain"}
 
 
 def cka(*sides):
@@ -116,7 +117,7 @@ def test_the_anchor_holds():
     rows = X, Y, np.zeros_like(WEIGHTS)
     moved = []
     for anchor in (0.0, 5.0):
-        model = make(TRepLiNa(layer=0, weight=1.0, anchor=anchor), rate=0.2)
+        model = make(TRepLiNa(0, anchor=anchor, anchor_error="plain", weight=1.0), rate=0.2)
         untrained = connected.weights(model)
         first = expected_loss(model, untrained)[0]
         fit(model, rows, epochs=8)

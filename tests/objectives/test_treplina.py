@@ -19,7 +19,9 @@ def cka(x, y):
     return norm(x.T @ y) ** 2 / (norm(x.T @ x) * norm(y.T @ y))
 
 
-def expected_losses(rows, layer=4, pooling="mean", sink_tokens=1, anchor=0.0, untrained=None):
+def expected_losses(
+    rows, layer=4, pooling="mean", sink_tokens=1, anchor=0.0, error="relative", untrained=None
+):
     """`(values, counts)`; `untrained` has a row's states of the target as `rows` do."""
     kept, pairs = [], []
     for b, row in enumerate(rows):
@@ -32,8 +34,10 @@ def expected_losses(rows, layer=4, pooling="mean", sink_tokens=1, anchor=0.0, un
         x, y = zip(*pairs, strict=True)
         values[kept], counts[kept] = 1 - cka(x, y), 1
         for b in kept if anchor else ():
-            moved = rows[b]["target"][layer] - untrained[b]["target"][layer]
-            values[b] += anchor * (moved[sink_tokens:].astype("float64") ** 2).mean()
+            now, before = (of[b]["target"][layer][sink_tokens:] for of in (rows, untrained))
+            moved = ((now.astype("float64") - before) ** 2).mean(axis=-1)
+            scale = (before.astype("float64") ** 2).mean(axis=-1) if error == "relative" else 1
+            values[b] += anchor * (moved / scale).mean()
     return values, counts
 
 
@@ -116,11 +120,13 @@ class TestCKA:
 
 class TestAnchor:
     @pytest.mark.parametrize("pooling", ["mean", "last"])
-    def test_against_numpy(self, pooling):
+    @pytest.mark.parametrize("error", ["relative", "plain"])
+    def test_against_numpy(self, pooling, error):
         rows, untrained = make_rows(LENGTHS), make_rows(LENGTHS, seed=7)
-        objective = TRepLiNa(layer=4, pooling=pooling, anchor=0.3)
+        objective = TRepLiNa(layer=4, pooling=pooling, anchor=0.3, anchor_error=error)
         values, counts = result(objective, packed(rows, untrained, garbage=np.nan))
-        expected, _ = expected_losses(rows, 4, pooling, anchor=0.3, untrained=untrained)
+        options = {"anchor": 0.3, "error": error, "untrained": untrained}
+        expected, _ = expected_losses(rows, 4, pooling, **options)
         assert counts.tolist() == COUNTED
         np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-5)
         plain, _ = expected_losses(rows, 4, pooling)
