@@ -47,7 +47,7 @@ class Consistency(SelfDistillation):
     english = [{"instruction": "Is the dog brown?", "output": "yes"}]
     pairs = [{**row, "instruction_en": row["instruction"], "lang": "tr"} for row in english]
     switched = keras_cc.data.code_switch(pairs, {"dog": "köpek", "brown": "kahverengi"}, ratio=0.5)
-    rows = rows + english + switched  # "Is the köpek brown?" beside "Is the dog brown?"
+    rows = rows + english + switched  # "Is the dog kahverengi?" beside "Is the dog brown?"
     ```
 
     Source: xTune (Zheng et al., ACL 2021, arXiv 2106.08226), example consistency, for encoders
