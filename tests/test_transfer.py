@@ -217,6 +217,14 @@ class TestExperiment:
         made = Transfer.parse("own_answers start=7 refresh=2", **small(file)).resolve()
         assert (made.objectives()[0].start, made.objectives()[0].refresh) == (7, 2)
 
+    def test_what_is_asked_in_turn_is_practised_before(self, file):
+        made = Transfer.parse("own_answers_in_turn refresh=3", **small(file))
+        assert made.asks_in_turn and made.resolve().objectives()[0].start == 5 - 3
+        made = Transfer.parse("own_answers_in_turn", **small(file))
+        assert made.resolve().objectives()[0].start == 0  # every 50 steps, of 10
+        assert not Transfer.parse("own_answers", **small(file)).asks_in_turn
+        assert not Transfer(UNTUNED, **small(file)).asks_in_turn
+
     def test_the_file_is_part_of_the_key(self, file, tmp_path):
         before = Transfer(**small(file))
         other = tmp_path / "other.jsonl"
@@ -264,7 +272,7 @@ def tiny_demo(monkeypatch):
 
 
 @pytest.mark.thorough("sft")
-@pytest.mark.parametrize("method", ["sft", "own_answers", "cc_distilled"])
+@pytest.mark.parametrize("method", ["sft", "own_answers", "own_answers_in_turn", "cc_distilled"])
 def test_a_cell_holds_what_a_report_needs(method, file, tiny_demo):
     cell = comparison.run(Transfer.parse(method, **small(file, curve=2)), verbose=0)
     assert json.loads(json.dumps(cell)) == cell

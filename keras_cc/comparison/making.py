@@ -102,6 +102,7 @@ def with_room(
     template: "str | None",
     max_length: int = 0,
     any_answer: bool = False,
+    in_turn: bool = False,
     padding: str = "max_length",
 ) -> CCPreprocessor:
     """A preprocessor with room for the longest row, so that nothing is cut.
@@ -113,18 +114,22 @@ def with_room(
         template: as `CCPreprocessor` takes.
         max_length: int, or 0: what the rows need, a multiple of 8.
         any_answer: bool, whether any of the answers may come to stand under any prompt.
+        in_turn: bool, whether a pivot and an answer to it may come to stand before any prompt.
         padding: as `CCPreprocessor` takes; by default one that keeps the order of rows.
     """
     own = CCPreprocessor(inner, template=template)
     sizes = [list(map(len, own.prompt_ids(prompts))), list(map(len, own.answer_ids(answers)))]
+    pivot_length = max(map(len, own.prompt_ids(pivots)))
     longest = max(p + a + 1 for p, a in zip(*sizes, strict=True))
-    if any_answer:
+    if any_answer or in_turn:
         longest = sum(map(max, sizes)) + 1
+    if in_turn:
+        longest += pivot_length + max(sizes[1]) + 1
     return CCPreprocessor(
         inner,
         padding=padding,
         max_length=max_length or -(-longest // 8) * 8,
-        pivot_max_length=-(-max(map(len, own.prompt_ids(pivots))) // 8) * 8,
+        pivot_max_length=-(-pivot_length // 8) * 8,
         template=template,
     )
 

@@ -215,18 +215,15 @@ class _Curve(keras.callbacks.Callback):
 
 def _preprocessor(experiment, inner, rows):
     every = [row for part in rows.values() for some in part.values() for row in some]
-    prompts = [row["instruction"] for row in every]
-    if experiment.asks_in_turn:
-        longest = max((row["output"] for row in every), key=len)
-        prompts += [f"{row['instruction_en']}\n{longest}\n{row['instruction']}" for row in every]
     return making.with_room(
         inner,
-        prompts,
+        [row["instruction"] for row in every],
         [row["output"] for row in every],
         [row["instruction_en"] for row in every],
         experiment.template,
         experiment.max_length,
         any_answer=True,
+        in_turn=experiment.asks_in_turn,
         padding="longest",
     )
 
