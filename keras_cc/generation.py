@@ -70,6 +70,26 @@ def _pivots(model, pivot_prompts, count):
     return model.preprocessor.pivot_preprocess(texts)
 
 
+def filled(rows, width, stop_token_ids):
+    """Rows of ids to continue, as `run` takes them.
+
+    Args:
+        rows: sequences of ids, none longer than `width`.
+        width: int, T.
+        stop_token_ids: what the loop will stop at. It looks for them in what it has yet to fill,
+            too, so that is filled with another id.
+
+    Returns:
+        A dict of `token_ids`, int32 `(B, T)`, and `padding_mask`, bool `(B, T)`.
+    """
+    other = next(index for index in range(len(stop_token_ids) + 1) if index not in stop_token_ids)
+    token_ids = np.full((len(rows), width), other, "int32")
+    mask = np.zeros(token_ids.shape, "bool")
+    for i, row in enumerate(rows):
+        token_ids[i, : len(row)], mask[i, : len(row)] = row, True
+    return {"token_ids": token_ids, "padding_mask": mask}
+
+
 def answer_positions(inputs):
     """Positions that what is generated can take: int32 `(B, K)`, from the shortest prompt's end on.
 

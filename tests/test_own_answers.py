@@ -113,6 +113,21 @@ def test_the_teacher_answers_by_what_it_reads(monkeypatch, teacher, connection):
     assert answers.unfinished == expected.count(None)
 
 
+def test_a_stop_id_of_zero_is_not_what_is_yet_to_be_filled(monkeypatch):
+    made = model(SelfDistillation("pivot", refresh=1, max_new_tokens=5))
+    rows = packed(made)
+    said = [greedy(made, "pivot", one, 5) for one in rows]
+    assert not any(0 in one for one in said)
+    stops_at(monkeypatch, 0, said[0][2])
+    expected = [one[: one.index(said[0][2]) + 1] if said[0][2] in one else None for one in said]
+    answers = own_answers.of(made)
+    answers.give(rows)
+    answers.refresh()
+    used = [one if one and len(one) > 1 else None for one in expected]
+    assert any(used)
+    assert [answers.answers[tuple(one.ids), tuple(one.pivot)] for one in rows] == used
+
+
 def test_what_is_of_no_use_is_left_out_and_counted(monkeypatch, capsys):
     end = TOKENIZER.end_token_id
     made = model(SelfDistillation("pivot", "labels", refresh=1), max_length=40)
@@ -361,7 +376,20 @@ def test_what_has_no_room_does_not_practise(monkeypatch):
     assert answers.give(rows)[0] == rows
 
 
-def test_an_english_answer_of_no_use_asks_nothing(monkeypatch):
+def test_no_answer_is_older_than_the_last_refresh(monkeypatch):
+    made, answers, _ = in_turn(monkeypatch)
+    answers.give(packed(made))
+    answers.refresh(), answers.refresh()
+    assert None not in answers.answers.values()
+    monkeypatch.setattr(
+        OwnAnswers, "_continued", lambda self, some, pivots=None: [None] * len(some)
+    )
+    answers.refresh()  # nothing in English, so there is nothing to ask behind it
+    assert set(answers.answers.values()) == {None}
+    assert answers.unfinished == len(PAIRS)
+
+
+def test_only_what_was_answered_in_english_is_asked(monkeypatch):
     made, answers, end = in_turn(monkeypatch)
     monkeypatch.setattr(
         OwnAnswers,
@@ -370,7 +398,6 @@ def test_an_english_answer_of_no_use_asks_nothing(monkeypatch):
     )
     rows = packed(made, [row(n, "dog" if n % 2 else None) for n in range(6)])
     answers.give(rows), answers.refresh(), answers.refresh()
-    assert sum(said is not None for said in answers.said.values()) == 2
     kept = [key for key, answer in answers.answers.items() if answer is not None]
     assert all(answers.said[pivot] for _, pivot in kept)
 

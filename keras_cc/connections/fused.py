@@ -148,7 +148,7 @@ class FusedConnection(Connection):
         if self.alignment == "last":
             last = positions.last_prompt(real, inputs.get("answer_mask"))
             fused = ops.logical_and(fused, last)
-        behind = places = None
+        places = None
         if self.reads_answer:
             behind, places = _behind_prompts(inputs)
             fused = ops.logical_and(fused, behind >= 0)

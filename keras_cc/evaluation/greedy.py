@@ -83,13 +83,9 @@ class GreedyGenerator:
         """At least `count` more ids of each row, as far as `max_length` lets them."""
         length = min(width_of(max(map(len, rows)) + count), self.max_length)
         stop = self.preprocessor.stop_token_ids
-        # KerasHub's loop looks for stop ids in what it has yet to fill, too.
-        filling = next(index for index in range(len(stop) + 1) if index not in stop)
-        token_ids = np.full((self.batch_size, length), filling, "int32")
-        mask = np.zeros(token_ids.shape, "bool")
-        for i in range(self.batch_size):  # filled up with copies: no other shape to compile
-            row = rows[min(i, len(rows) - 1)]
-            token_ids[i, : len(row)], mask[i, : len(row)] = row, True
-        outputs = generation.run(self.model, {"token_ids": token_ids, "padding_mask": mask}, stop)
+        # Filled up with copies: no other shape to compile.
+        copies = [rows[-1]] * (self.batch_size - len(rows))
+        inputs = generation.filled([*rows, *copies], length, stop)
+        outputs = generation.run(self.model, inputs, stop)
         found = ops.convert_to_numpy(outputs["token_ids"])
         return [found[i, len(row) :].tolist() for i, row in enumerate(rows)]

@@ -101,7 +101,9 @@ class OwnAnswers:
                 if self.refreshes == 1:
                     return
             known = [key for key in self.answers if not self._in_turn or self.said[key[1]]]
-            self.unfinished += len(self.answers) - len(known)
+            for key in set(self.answers) - set(known):  # no answer is older than this refresh
+                self.answers[key] = None
+                self.unfinished += 1
             for batch in _batches(sorted(known, key=lambda key: len(self._context(key)))):
                 for key, answer in zip(batch, self._answer(batch), strict=True):
                     self.answers[key] = self._usable(key, answer)
@@ -131,19 +133,18 @@ class OwnAnswers:
     def _continued(self, contexts, pivots=None):
         model, count = self._model, len(contexts)
         contexts = [*contexts, *contexts[-1:] * (BATCH_SIZE - count)]
+        stops = tuple(int(token) for token in model.preprocessor.stop_token_ids)
         width = width_of(max(map(len, contexts)) + self._most)
-        inputs = _filled(contexts, width, "")
+        inputs = generation.filled(contexts, width, stops)
         if pivots is not None:
             pivots = [*pivots, *pivots[-1:] * (BATCH_SIZE - count)]
-            inputs |= _filled(pivots, width_of(max(map(len, pivots))), "pivot_")
+            inputs |= _pivots(pivots, width_of(max(map(len, pivots))))
             inputs["answer_positions"] = generation.answer_positions(inputs)
         elif model.connection is not None:  # as an English row: around it and its transform
-            inputs |= _filled([()] * BATCH_SIZE, 8, "pivot_")
-        inputs["prompt_positions"] = np.arange(width_of(max(map(len, contexts))), dtype="int32")
-        stops = tuple(int(token) for token in model.preprocessor.stop_token_ids)
-        plain = model.connection is None
-        if plain:
-            del inputs["prompt_positions"]
+            inputs |= _pivots([()] * BATCH_SIZE, 8)
+        if model.connection is not None:
+            reach = width_of(max(map(len, contexts)))
+            inputs["prompt_positions"] = np.arange(reach, dtype="int32")
         outputs = ops.convert_to_numpy(generation.run(model, inputs, stops)["token_ids"])
         found = []
         for context, row in zip(contexts[:count], outputs, strict=False):
@@ -225,10 +226,6 @@ def _batches(keys):
     return [keys[first : first + BATCH_SIZE] for first in range(0, len(keys), BATCH_SIZE)]
 
 
-def _filled(rows, width, prefix):
-    token_ids = np.zeros((len(rows), width), "int32")
-    mask = np.zeros_like(token_ids)
-    for i, ids in enumerate(rows):
-        token_ids[i, : len(ids)] = ids
-        mask[i, : len(ids)] = 1
-    return {f"{prefix}token_ids": token_ids, f"{prefix}padding_mask": mask}
+def _pivots(rows, width):
+    found = generation.filled(rows, width, ())
+    return {f"pivot_{name}": value.astype("int32") for name, value in found.items()}
