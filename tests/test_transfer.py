@@ -136,6 +136,22 @@ class TestRelations:
         path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
         with pytest.raises(ValueError, match=r"`languages` must be some of.*\['sw'\]"):
             load_relation("rows", ("en", "sw"), data=str(path))
+        path.write_text(json.dumps({**rows[1], "instruction_en": " "}), encoding="utf-8")
+        with pytest.raises(ValueError, match=r"row 0: .* must be text.*instruction_en=' '"):
+            load_relation("rows", ("en", "tr"), data=str(path))
+
+    def test_a_file_need_not_repeat_itself(self, tmp_path):
+        rows = [{k: v for k, v in row.items() if k != "answers"} for row in rows_of(("en", "tr"))]
+        for row in rows:
+            if row["lang"] == "en":
+                del row["instruction_en"]
+        path = tmp_path / "rows.jsonl"
+        path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+        found = load_relation("rows", ("en", "tr"), data=str(path))["rows"]
+        assert found["train"] == {
+            language: [row for row in rows_of((language,)) if row["part"] == "train"]
+            for language in ("en", "tr")
+        }
 
 
 # ---------------------------------------------------------------- the mixture

@@ -35,6 +35,7 @@ _FILES = ("mkqa", "xquad")
 RELATIONS = (*_CLDR, *_INVENTED, *_LABORATORY, *_FILES, "rows")
 # Of every hundred items, by the hash of their ids: the first so many are `pairs`, and so on.
 _SHARES = {"pairs": 20, "held_out": 20}
+_TEXTS = ("instruction", "instruction_en", "output")
 
 
 def load_relation(
@@ -49,8 +50,9 @@ def load_relation(
 
     Args:
         relation: one of `RELATIONS`. `"rows"` takes a JSON lines file, `data`: rows with `id`,
-            `lang`, `instruction`, `output`, `instruction_en`, and maybe `answers` and `part`,
-            which says the part of an item, the same one in every row of it.
+            `lang`, `instruction`, `output`, `instruction_en`, and maybe `answers` (all that are
+            right; default: the output) and `part`, which says the part of an item, the same one
+            in every row of it.
         languages: language codes, English among them.
         score_on: `"dev"` or `"test"`.
         data: a folder with `train` and `dev` for `"mkqa"` and `"xquad"`, a file for `"rows"`.
@@ -61,9 +63,9 @@ def load_relation(
         items are not in every language.
 
     Raises:
-        ValueError: for an unknown relation; rows without an id, or twice in a language; no item
-            that all languages have; a part without an item; an item in two parts; a relation with
-            one answer alone.
+        ValueError: for an unknown relation; rows without an id or a text, or twice in a language;
+            no item that all languages have; a part without an item; an item in two parts; a
+            relation with one answer alone.
 
     Example:
 
@@ -202,7 +204,7 @@ def _read(relation, languages, score_on, data, items):
     if data is None:
         raise ValueError(f"`data` must be given for {relation!r}. Received: data=None")
     if relation == "rows":
-        rows = load_jsonl(data)
+        rows = _whole(load_jsonl(data))
         return _by_language(rows, languages), lambda row: row.get("part") or _part(row.get("id"))
     train = tasks.load(relation, data, "train", languages)
     if score_on == "dev":
@@ -240,6 +242,24 @@ def _part(id):
 
 def _half(id):
     return "pairs" if percent(id) % 2 else "held_out"
+
+
+def _whole(rows):
+    """Rows of a file, checked. Right is the output alone where there are no `answers`."""
+    found = []
+    for number, row in enumerate(rows):
+        own = {"answers": [row.get("output")]}
+        if row.get("lang") == "en":
+            own["instruction_en"] = row.get("instruction")
+        row = {**own, **{key: value for key, value in row.items() if value is not None}}
+        wrong = [key for key in _TEXTS if not isinstance(row.get(key), str) or not row[key].strip()]
+        if wrong:
+            raise ValueError(
+                f"`data`, row {number}: {', '.join(_TEXTS)} must be text that is not blank. "
+                f"Received: {wrong[0]}={row.get(wrong[0])!r}"
+            )
+        found.append(row)
+    return found
 
 
 def _by_language(rows, languages):
