@@ -53,9 +53,9 @@ class Arguments:
     """A KerasHub preset, or `demo:` and the name of a demo model."""
     task: str | None = None
     """A task of `keras_cc.evaluation`: cldr (the default), xnli, xstorycloze, xquad, ... Of
-    transfer a relation: currency_code (the default), currency, language, continent, born, town,
-    speaks, mkqa, xquad, lab_code and lab_word (the laboratory's), or rows (a JSON lines file of
-    yours)."""
+    transfer a relation: currency_code (the default), calling_code, currency, language, continent,
+    born, town, speaks, mkqa, xquad, lab_code and lab_word (the laboratory's), or rows (a JSON
+    lines file of yours)."""
     data: str | None = None
     """Folder with train/TASK/LANG.jsonl and dev/TASK/LANG.jsonl, or that file of rows; CLDR's and
     invented facts need none."""

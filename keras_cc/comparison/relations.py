@@ -25,7 +25,7 @@ from keras_cc.options import choice
 PARTS = ("train", "pairs", "held_out")
 SCORED_ON = ("dev", "test")
 
-_CLDR = ("currency", "currency_code", "language", "continent")
+_CLDR = (*cldr.RELATIONS, *cldr.BY_NAME)
 _INVENTED = ("born", "town", "speaks")
 _LABORATORY = tuple(facts.RELATIONS)
 #: The model that knows the words of the laboratory's relations, and no others.

@@ -11,6 +11,7 @@ Notable choices:
 - Splits go by territory, in every language and relation at once, so nothing about a test
   territory is ever seen in training. (An answer can recur: many territories use the euro.)
 - Facts are CLDR's of the installed Babel: a recent change of currency may not be in it yet.
+- Calling codes, which CLDR no longer has, are libphonenumber's, through phonenumbers.
 """
 
 from __future__ import annotations
@@ -57,8 +58,8 @@ def cldr_rows(
         languages: ISO 639-1 codes, one or several, of `LANGUAGES` or `"en"`. `None` takes the 21
             of `LANGUAGES`.
         relations: names, one or several, of `RELATIONS`. `None` takes all of them. By its name
-            alone there is `"currency_code"`: the ISO 4217 code ("KES"), the same answer in every
-            language, of the items of `"currency"`.
+            alone there are `"currency_code"`, the ISO 4217 code ("KES") of the items of
+            `"currency"`, and `"calling_code"` ("+254"): the same answer in every language.
         split: `"train"` (about 70 % of the territories), `"validation"` (10 %) or `"test"` (20 %).
         seed: shuffles the rows. `None` keeps them in the order of id, then language.
 
@@ -70,7 +71,7 @@ def cldr_rows(
 
     Raises:
         ValueError: for an unknown language, relation or split.
-        ImportError: if Babel is not installed.
+        ImportError: if Babel is not installed, or phonenumbers for `"calling_code"`.
 
     Example:
 
@@ -80,16 +81,19 @@ def cldr_rows(
     kenya["instruction"], kenya["output"]  # "Kenya'nın para birimi nedir?", "Kenya şilini"
     ```
 
-    Source: Unicode CLDR through Babel (Unicode-3.0).
+    Source: Unicode CLDR through Babel (Unicode-3.0); calling codes: Google's libphonenumber through
+    phonenumbers (Apache-2.0).
     """
     languages = choices("languages", languages, (*LANGUAGES, "en"), LANGUAGES)
     relations = choices("relations", relations, (*RELATIONS, *BY_NAME), RELATIONS)
     if split not in SPLITS:
         raise ValueError(f"`split` must be one of {SPLITS}. Received: split={split!r}")
+    by_name = [relation for relation in BY_NAME if relation in relations]
     rows = [
         dict(row, answers=list(row["answers"]))  # a copy: the rows are cached
         for lang in languages
-        for row in (*_language_rows(lang)[0], *_code_rows(lang))
+        for some in (_language_rows(lang)[0], *(_rows_by_name(lang, name) for name in by_name))
+        for row in some
         if row["relation"] in relations and territory_split(row["id"][-2:]) == split
     ]
     rows.sort(key=lambda row: (row["id"], row["lang"]))
@@ -248,56 +252,71 @@ def _is_translated(text: str, key: str, lang: str) -> bool:
 def _language_rows(lang: str) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
     """Builds every row of one language, and lists the ids it cannot word by reason."""
     locale = _babel()[0].parse(lang)
-    names, english = _names(lang), _names("en")
     regions = locale.territories
     tables = {"currency": locale.currencies, "language": locale.languages, "continent": regions}
     rows: list[dict[str, Any]] = []
     skipped: dict[str, list[str]] = {}
     for relation, code, keys in _items()[0]:
-        item = f"{relation}/{code}"
         found = [tables[relation][key] for key in keys if key in tables[relation]]
-        name = names.get(code, "")
-        if not name or not _is_translated(name, code, lang):
-            skipped.setdefault("name_not_translated", []).append(item)
-        elif list(names.values()).count(name) > 1:
-            skipped.setdefault("name_shared_with_another_territory", []).append(item)
-        elif not found or not _is_translated(found[0], keys[0], lang):
-            skipped.setdefault("answer_not_translated", []).append(item)
+        reason = _cannot_name(lang, code)
+        if reason is None and (not found or not _is_translated(found[0], keys[0], lang)):
+            reason = "answer_not_translated"
+        if reason is not None:
+            skipped.setdefault(reason, []).append(f"{relation}/{code}")
         else:
             answers = [unicodedata.normalize("NFC", answer) for answer in found]
-            rows.append(
-                {
-                    "id": item,
-                    "relation": relation,
-                    "lang": lang,
-                    "instruction": question(lang, relation, code, name),
-                    "output": answers[0],
-                    "instruction_en": question("en", relation, code, english[code]),
-                    "answers": with_variants(answers, relation, lang),
-                }
-            )
+            rows.append(_row(lang, relation, code, with_variants(answers, relation, lang)))
     return rows, skipped
 
 
-@functools.cache
-def _code_rows(lang: str) -> list[dict[str, Any]]:
-    """The rows of `"currency_code"`, one for each of `"currency"`."""
+def _cannot_name(lang: str, code: str) -> str | None:
+    """Why no question of a language can be about a territory."""
+    names = _names(lang)
+    name = names.get(code, "")
+    if not name or not _is_translated(name, code, lang):
+        return "name_not_translated"
+    if list(names.values()).count(name) > 1:
+        return "name_shared_with_another_territory"
+    return None
+
+
+def _row(lang: str, relation: str, code: str, answers: list[str]) -> dict[str, Any]:
+    return {
+        "id": f"{relation}/{code}",
+        "relation": relation,
+        "lang": lang,
+        "instruction": question(lang, relation, code, _names(lang)[code]),
+        "output": answers[0],
+        "instruction_en": question("en", relation, code, _names("en")[code]),
+        "answers": answers,
+    }
+
+
+def _rows_by_name(lang: str, relation: str) -> list[dict[str, Any]]:
+    """The rows of a relation of `BY_NAME`, whose answers are the same in every language."""
+    if relation == "calling_code":
+        return _calling_code_rows(lang)
     keys = {code: keys[0] for relation, code, keys in _items()[0] if relation == "currency"}
+    codes = [row["id"][-2:] for row in _language_rows(lang)[0] if row["relation"] == "currency"]
+    return [_row(lang, relation, code, [keys[code]]) for code in codes]
+
+
+@functools.cache
+def _calling_code_rows(lang: str) -> list[dict[str, Any]]:
+    try:
+        from phonenumbers import country_code_for_region
+    except ImportError as error:
+        raise ImportError(
+            'The relation "calling_code" reads the codes from phonenumbers, which is not '
+            'installed. Install it with: pip install "keras-cc[data]"'
+        ) from error
     rows = []
-    for row in _language_rows(lang)[0]:
-        if row["relation"] == "currency":
-            code = row["id"][-2:]
-            rows.append(
-                {
-                    "id": f"currency_code/{code}",
-                    "relation": "currency_code",
-                    "lang": lang,
-                    "instruction": question(lang, "currency_code", code, _names(lang)[code]),
-                    "output": keys[code],
-                    "instruction_en": question("en", "currency_code", code, _names("en")[code]),
-                    "answers": [keys[code]],
-                }
-            )
+    for code in _territories():
+        number = country_code_for_region(code)  # 0: it has none
+        # Territories of the North American plan have +1 and an area code beside it.
+        alone = number and (number != 1 or code in ("US", "CA"))
+        if alone and _cannot_name(lang, code) is None:
+            rows.append(_row(lang, "calling_code", code, [f"+{number}", str(number)]))
     return rows
 
 

@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+from keras import ops
 
 from keras_cc.cc_causal_lm import CCCausalLM
-from keras_cc.connections import FusedConnection
+from keras_cc.connections import FusedConnection, SelectedConnection
 from keras_cc.evaluation.nats import Rows, answer_nats, texts
 from keras_cc.evaluation.scorer import Scorer
 from keras_cc.layers.cc_feed_forward import FUSED_ALIGNMENTS
+
+#: Beside the alignments of the fused connection: the published one.
+PUBLISHED = "published"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +27,8 @@ class ConnectionMap:
         pivot: of the same answers after the pivot prompt alone: what is to be had, where answers
             are the same in both languages.
         places: a dict a place, with `alignment`, `gate`, `layers` and `nats` by language, in the
-            order in which they were tried.
+            order in which they were tried. Of the published connection `layers` has the block of
+            the pivot that is selected, and the gate is 1.
     """
 
     monolingual: dict[str, float]
@@ -69,7 +74,9 @@ def connection_map(
         model: a `CCCausalLM` with a preprocessor and without a connection: untrained, plainly
             fine-tuned, or merged. It is the same again afterwards.
         rows: from language to row dicts with `instruction`, `output` and `instruction_en`.
-        alignments, gates: those of `keras_cc.FusedConnection`.
+        alignments, gates: those of `keras_cc.FusedConnection`; among the alignments maybe
+            `"published"`: `keras_cc.SelectedConnection`, once for each block of the pivot, whatever
+            gates and layers.
         layers: what `FusedConnection` takes as `layers`, several of them; default: all blocks, and
             each third of them.
         batch_size: int, rows a batch.
@@ -112,15 +119,20 @@ def connection_map(
             "all",
             *(list(range(*pair)) for pair in itertools.pairwise(ends) if pair[0] < pair[1]),
         ]
+    fused = [alignment for alignment in alignments if alignment != PUBLISHED]
     options = [
         {"alignment": alignment, "gate": gate, "layers": some}
-        for some, alignment, gate in itertools.product(layers, alignments, gates)
+        for some, alignment, gate in itertools.product(layers, fused, gates)
     ]
-    connections = [
+    connections: list[Any] = [
         FusedConnection(**one, transform=None, alignment_loss_weight=0.0) for one in options
     ]
     for connection in connections:
         connection.block_numbers(model.num_blocks)  # or it raises, before anything is run
+    if PUBLISHED in alignments:
+        for number in range(model.num_blocks):
+            options.append({"alignment": PUBLISHED, "gate": 1.0, "layers": [number]})
+            connections.append(_OneLayer(number))
     plain = Scorer(model, batch_size=batch_size, verbose=0)
     monolingual = _means(answer_nats(plain, others))
     english = plain.prompt_ids(texts(others, "instruction_en"))
@@ -138,6 +150,30 @@ def connection_map(
             connected.disconnect()
         progress.add(1)
     return ConnectionMap(monolingual, pivot, places)
+
+
+class _OneLayer(SelectedConnection):
+    """The published connection, which selects the same layer of the pivot for every row."""
+
+    def __init__(self, number):
+        super().__init__(transform=None)
+        self.number = number
+
+    def own_layers(self, num_blocks, dim):
+        return {"layer_selector": _Always(self.number, name="layer_selector")}
+
+
+class _Always(keras.layers.Layer):
+    """In place of a `LayerSelector`: one layer, whatever the row."""
+
+    def __init__(self, number, **kwargs):
+        super().__init__(**kwargs)
+        self.number = number
+
+    def call(self, activations, embedding, training=False):
+        rows, layers, _ = activations.shape
+        chosen = ops.one_hot([self.number], layers, dtype=activations.dtype)
+        return ops.tile(chosen, (rows, 1))
 
 
 def _means(nats):

@@ -1,6 +1,7 @@
 """The CLDR question answering set: expected rows were written by hand, not copied from the code."""
 
 import re
+import sys
 import unicodedata
 
 import pytest
@@ -67,6 +68,47 @@ def test_known_row(lang, item, instruction, output):
     assert row["answers"][0] == output
     assert row["lang"] == lang
     assert row["relation"] == item.split("/")[0]
+
+
+@pytest.mark.parametrize(
+    ("lang", "item", "instruction", "answers"),
+    [
+        ("en", "currency_code/KE", "What is the currency code of Kenya?", ["KES"]),
+        ("tr", "currency_code/KE", "Kenya'nın para birimi kodu nedir?", ["KES"]),
+        ("en", "calling_code/KE", "What is the calling code of Kenya?", ["+254", "254"]),
+        ("tr", "calling_code/KE", "Kenya'nın uluslararası telefon kodu nedir?", ["+254", "254"]),
+        ("de", "calling_code/CH", "Welche internationale Vorwahl hat die Schweiz?", ["+41", "41"]),
+        ("ja", "calling_code/BR", "ブラジルの国際電話の国番号は何ですか？", ["+55", "55"]),
+        ("sw", "calling_code/US", "Msimbo wa simu wa kimataifa wa Marekani ni upi?", ["+1", "1"]),
+    ],
+)
+def test_known_row_of_a_relation_by_its_name(lang, item, instruction, answers):
+    if item.startswith("calling"):
+        pytest.importorskip("phonenumbers", reason="calling codes are read from it")
+    relation = item.split("/")[0]
+    rows = [row for split in cldr.SPLITS for row in cldr.cldr_rows(lang, relation, split)]
+    (row,) = [row for row in rows if row["id"] == item]
+    assert (row["instruction"], row["output"], row["answers"]) == (instruction, answers[0], answers)
+    assert {row["relation"] for row in rows} == {relation}
+    assert not {row["relation"] for row in cldr.cldr_rows(lang)} & {*cldr.BY_NAME}
+
+
+def test_calling_codes_are_of_one_territory_or_shared_in_whole():
+    pytest.importorskip("phonenumbers", reason="calling codes are read from it")
+    rows = [row for part in cldr.SPLITS for row in cldr.cldr_rows("en", "calling_code", part)]
+    of = {row["id"][-2:]: row["output"] for row in rows}
+    assert len(of) > 200 and all(re.fullmatch(r"\+[1-9]\d{0,2}", code) for code in of.values())
+    assert [code for code in sorted(of) if of[code] == "+1"] == ["CA", "US"]
+    assert "JM" not in of and "PN" not in of  # +1 876; and none at all
+    assert (of["GB"], of["JE"], of["KZ"]) == ("+44", "+44", "+7")
+
+
+def test_without_phonenumbers_it_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "phonenumbers", None)
+    cldr._calling_code_rows.cache_clear()
+    with pytest.raises(ImportError, match=r"phonenumbers, which is not installed.*keras-cc\[data"):
+        cldr.cldr_rows("tr", "calling_code")
+    assert cldr.cldr_rows("tr", "currency_code")
 
 
 def test_known_rows_cover_every_language():
@@ -267,6 +309,6 @@ def test_bad_arguments(arguments, message):
 
 
 def test_without_babel_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "babel.core", None)
+    monkeypatch.setitem(sys.modules, "babel.core", None)
     with pytest.raises(ImportError, match=r'pip install "keras-cc\[data\]"'):
         cldr._babel()

@@ -1,6 +1,7 @@
 """The map of places is the same as connecting by hand, and leaves the model alone."""
 
 import connected
+import keras
 import numpy as np
 import pytest
 
@@ -22,24 +23,27 @@ def model():
     return connected.text_model("llama3", None)
 
 
-def by_hand(model, prompt, answer, pivot=None):
-    """Nats a token of an answer, from the logits of one row."""
+def row_of(model, prompt, answer, pivot=None):
+    """`(x, where the answer is told, its ids)` of one row."""
     prompt_ids, answer_ids, pivot_ids = (
         model.preprocessor.prompt_ids([prompt])[0],
         [*model.preprocessor.answer_ids([answer])[0], model.preprocessor.end_token_id],
         None if pivot is None else model.preprocessor.prompt_ids([pivot])[0],
     )
-    ids = [*prompt_ids, *answer_ids]
+    ids, first = [*prompt_ids, *answer_ids], len(prompt_ids) - 1
     x = {"token_ids": [ids], "padding_mask": [[1] * len(ids)]}
     if pivot is not None:
         x |= {"pivot_token_ids": [pivot_ids], "pivot_padding_mask": [[1] * len(pivot_ids)]}
-        first = len(prompt_ids) - 1
         x["answer_mask"] = [[0] * first + [1] * len(answer_ids) + [0]]
-    x = {name: np.asarray(value, "int32") for name, value in x.items()}
+    return {name: np.asarray(value, "int32") for name, value in x.items()}, first, answer_ids
+
+
+def by_hand(model, prompt, answer, pivot=None):
+    """Nats a token of an answer, from the logits of one row."""
+    x, start, answer_ids = row_of(model, prompt, answer, pivot)
     logits = connected.logits(model, x)[0].astype("float64")
     logits -= logits.max(axis=-1, keepdims=True)
     log_p = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
-    start = len(prompt_ids) - 1
     return -np.mean([log_p[start + k, token] for k, token in enumerate(answer_ids)])
 
 
@@ -85,6 +89,29 @@ def test_a_place_is_what_connecting_there_gives(model):
 def test_by_default_all_blocks_and_each_third(model):
     found = connection_map(model, ROWS, alignments=["last"], gates=[1.0], verbose=0)
     assert [place["layers"] for place in found.places] == ["all", [0], [1]]  # two blocks
+
+
+def test_the_published_connection_once_a_layer(model):
+    found = connection_map(
+        model, ROWS, alignments=["published", "last"], gates=[1.0], layers=[[1]], verbose=0
+    )
+    places = {(p["alignment"], *p["layers"]): p["nats"]["sw"] for p in found.places}
+    assert list(places) == [("last", 1), ("published", 0), ("published", 1)]
+    assert abs(places["published", 0] - places["published", 1]) > 1e-3
+    published = keras_cc.SelectedConnection(transform=None)
+    whole = keras_cc.CCCausalLM(model.causal_lm, published, preprocessor=model.preprocessor)
+    selector = whole.connection_layers()["layer_selector"]
+    one = ("brown", "dog", "the lazy dog")
+    seen = set()
+    for sign in (1, -1):  # of the weights of two layers: so each is selected once
+        column = np.random.default_rng(0).normal(size=selector.kernel.shape[0])
+        selector.kernel.assign(sign * np.stack([column, -column], axis=1).astype("float32"))
+        x = {name: keras.ops.convert_to_tensor(v) for name, v in row_of(whole, *one)[0].items()}
+        number = int(np.argmax(connected.to_numpy(whole(x)["selection"])[0]))
+        np.testing.assert_allclose(by_hand(whole, *one), places["published", number], rtol=1e-4)
+        seen.add(number)
+    assert seen == {0, 1}
+    whole.disconnect()
 
 
 @pytest.mark.parametrize(
