@@ -161,5 +161,5 @@ class Transfer(Training):
             digests = file_digests(self.data, self.task, self.every_language)
         found = {"protocol": "transfer", "data_digest": digests}
         if self.model == relations.LABORATORY:
-            found["laboratory"] = laboratory_preset.VERSION
+            found["laboratory"] = laboratory_preset.fingerprint()
         return found

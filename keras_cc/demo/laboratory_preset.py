@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import pathlib
 
 from keras_cc.demo.cache import cached_preset
 
@@ -16,6 +18,7 @@ def laboratory(cache_dir: str | os.PathLike[str] | None = None) -> str:
 
     The model is that of `keras_cc.laboratory.pretrain` with seed 0. Training takes minutes on two
     CPU cores, and does not depend on the backend but for rounding: one preset serves all of them.
+    Rounding grows, so that the model of another machine is another one.
 
     Args:
         cache_dir: Where presets are kept. By default the environment variable `KERAS_CC_CACHE`,
@@ -36,6 +39,14 @@ def laboratory(cache_dir: str | os.PathLike[str] | None = None) -> str:
     ```
     """
     return cached_preset(NAME, _train, version=VERSION, cache_dir=cache_dir)
+
+
+def fingerprint() -> str:
+    """16 hex digits that stand for the weights in the cache, trained if there are none yet."""
+    digest = hashlib.sha256()
+    for file in sorted(pathlib.Path(laboratory()).glob("*.h5")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _train(folder: str) -> None:

@@ -1,5 +1,6 @@
 """The laboratory's tokenizer, its model and its probe, on every backend."""
 
+import hashlib
 import json
 
 import keras
@@ -133,6 +134,8 @@ def test_the_preset_is_trained_once_for_each_version(tmp_path, monkeypatch):
         assert causal_lm.preprocessor.sequence_length == 32
         assert tokenizer.detokenize(tokenizer(TEXT)) == TEXT
     assert len(trained) == 1
+    digest = hashlib.sha256((tmp_path / "laboratory" / "model.weights.h5").read_bytes())
+    assert laboratory_preset.fingerprint() == digest.hexdigest()[:16]
     monkeypatch.setattr(laboratory_preset, "VERSION", laboratory_preset.VERSION + 1)
     keras_cc.load_preset("demo:laboratory")
     assert len(trained) == 2
