@@ -10,10 +10,22 @@ from typing import Any
 import numpy as np
 
 
+def is_missing(value: Any) -> bool:
+    """Whether a table has nothing here: `None`, or the NaN or NA of a DataFrame."""
+    if value is None or type(value).__name__ == "NAType":  # pandas', which need not be imported
+        return True
+    return isinstance(value, float | np.floating) and bool(np.isnan(value))
+
+
 def plain_text(value: Any) -> Any:
-    """Returns a Python string for bytes, a NumPy string or a 0-d array; else the value."""
+    """Returns a Python string for bytes, a NumPy string or a 0-d array, `None` for what is missing.
+
+    Another value is returned as it is.
+    """
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value.item()
+    if is_missing(value):
+        return None
     if isinstance(value, bytes):
         return value.decode("utf-8")
     return str(value) if isinstance(value, np.str_) else value

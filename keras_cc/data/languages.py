@@ -4,7 +4,10 @@ Not public. Names are Unicode CLDR's (https://cldr.unicode.org; licence Unicode-
 nothing needs Babel for them.
 """
 
+import functools
 from typing import Any
+
+import langcodes
 
 NAMES: dict[str, tuple[str, str]] = {
     "af": ("Afrikaans", "Afrikaans"),
@@ -96,6 +99,8 @@ NAMES: dict[str, tuple[str, str]] = {
 }
 """A language's code, ISO 639-1 where it has one, to its name in English and in itself."""
 
+_BY_NAME = {name.casefold(): code for code, names in NAMES.items() for name in names}
+
 DOTTED_I = frozenset({"az", "tr"})
 """Languages where I is the capital of ı, and İ of i."""
 
@@ -104,18 +109,36 @@ SPACELESS = frozenset({"ja", "km", "lo", "my", "th", "zh"})
 
 
 def base_language(code: Any) -> str:
-    """Gives the language of a code without its region or script: "pt" of "pt-BR", "" of None."""
-    return _plain_code(code).split("-")[0]
+    """Gives the language without its region or script, by the code that `NAMES` has it under.
+
+    "pt" of "pt-BR", "por_Latn" and "Portuguese", "sw" of "swh", "" of None.
+    """
+    return tag(code).split("-")[0]
 
 
 def is_language(lang: Any, pivot: str) -> bool:
     """Whether a code is the pivot's language or one of its regions: "en-GB" is "en"."""
-    lang, pivot = _plain_code(lang), _plain_code(pivot)
+    lang, pivot = tag(lang), tag(pivot)
     return lang == pivot or lang.startswith(pivot + "-")
 
 
-def _plain_code(code: Any) -> str:
-    return "" if code is None else str(code).lower().replace("_", "-")
+def tag(code: Any) -> str:
+    """Gives a language's BCP 47 tag in small letters, however the language is called.
+
+    Known are BCP 47 and ISO 639 codes, those of FLORES ("eng_Latn"), and the names of `NAMES`.
+    What is none of them stays as it is, but for its letters' size.
+    """
+    return _tag("" if code is None else str(code).strip())
+
+
+@functools.lru_cache(maxsize=4096)
+def _tag(text: str) -> str:
+    if text.casefold() in _BY_NAME:
+        return _BY_NAME[text.casefold()]
+    try:
+        return langcodes.standardize_tag(text, macro=True).lower()
+    except langcodes.LanguageTagError:
+        return text.lower().replace("_", "-")
 
 
 def english_name(code: Any) -> str | None:

@@ -7,7 +7,7 @@ with a pivot is one to all of them. Columns are those of `to_columns`.
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from keras_cc.data.columns import describe, plain_text
+from keras_cc.data.columns import describe, is_missing, plain_text
 from keras_cc.data.languages import is_language
 
 #: The arguments that name the columns of a row, of `CCPreprocessor` and of whatever reads rows.
@@ -75,7 +75,7 @@ def is_unanswered(value: Any) -> bool:
 
     TensorFlow's strings are bytes and cannot be `None`: there an empty one stands for it.
     """
-    return value is None or (isinstance(value, bytes) and not value)
+    return is_missing(value) or (isinstance(value, bytes) and not value)
 
 
 def read_answers(
@@ -114,7 +114,8 @@ def read_pivots(
     pivots = []
     for value, lang, instruction, name in zip(values, langs, instructions, names, strict=True):
         text = _string(value, pivot_column, name)
-        alone = is_in_pivot_language(plain_text(lang), instruction, text, pivot_language)
+        lang = _string(lang, lang_column, name, received=f"{lang_column}=")
+        alone = is_in_pivot_language(lang, instruction, text, pivot_language)
         pivots.append(None if alone else nonblank(text))
     return pivots
 
@@ -180,9 +181,18 @@ def _name(index: int, row_id: Any) -> str:
 
 
 def _string(value: Any, column: str, name: str, received: str = "") -> str | None:
-    text = plain_text(value)
-    if text is not None and not isinstance(text, str):
-        raise TypeError(f"{name}: {column!r} must be a string. Received: {received}{value!r}")
+    """The one door of texts: every column of a row that is read comes through here."""
+    try:
+        text = plain_text(value)
+        if text is not None and not isinstance(text, str):
+            raise TypeError(f"{name}: {column!r} must be a string. Received: {received}{value!r}")
+        if text is not None and not text.isascii():
+            text.encode()
+    except UnicodeError as error:  # bytes that are no UTF-8, or half of a surrogate pair
+        raise ValueError(
+            f"{name}: {column!r} must be text that UTF-8 has, which this is not at character "
+            f"{error.start}: repair it, or leave the row out. Received: {received}{value!r:.80}"
+        ) from None
     return text
 
 

@@ -419,7 +419,7 @@ def test_loss_scale_turns_micro_batch_means_into_means_of_the_group(column, batc
     assert len(batches) == 12 // batch_size
     assert len({weight(b).sum() for b in batches[:3]}) > 1  # else scales of one would do
     for group in chunks(batches, 3):
-        assert all(b[0]["loss_scale"].shape == (batch_size, 4) for b in group)
+        assert all(b[0]["loss_scale"].shape == (batch_size, 5) for b in group)
         micro, expected = token_means([b for b in group if weight(b).any()], loss, weight)
         micro = dict(zip([id(b) for b in group if weight(b).any()], micro, strict=True))
         scaled = [b[0]["loss_scale"][0, column] * micro.get(id(b), 0.0) for b in group]
@@ -485,17 +485,21 @@ def test_loss_scale_of_a_stream_splits_a_group_at_the_end_of_an_epoch():
 def test_loss_scale_is_one_where_a_whole_group_has_no_pivot():
     rows = [{**r, "instruction_en": ""} for r in ROWS[:2]]
     for x, _, _ in PreparedBatches(rows, prepare, batch_size=1, accumulate=2):
-        assert x["loss_scale"][0, 1:].tolist() == [1.0, 1.0, 1.0]
+        assert x["loss_scale"][0, 1:].tolist() == [1.0] * 4
 
 
-def test_the_four_scales_by_hand():
+def test_the_scales_by_hand():
     # Answers of 2 and 3 tokens; prompts end at 3 and 5, so rows of 6 and 9 tokens; one pivot.
     rows = [ROWS[1], ROWS[2], {**ROWS[2], "instruction_en": ""}]
     one, two = (b[0]["loss_scale"] for b in PreparedBatches(rows, prepare, 2, accumulate=2))
     lengths = [int(prepare([row])[0]["padding_mask"].sum()) for row in rows[:2]]
     assert lengths == [1 + 2 + 1 + 2, 2 + 2 + 1 + 3]
-    np.testing.assert_allclose(one, [[2 * 5 / 8, 2.0, 2.0, 2.0]] * 2, rtol=1e-6)
-    np.testing.assert_allclose(two, [[2 * 3 / 8, 0.0, 0.0, 0.0]], rtol=1e-6)
+    np.testing.assert_allclose(
+        one,
+        [[2 * 5 / 8, 2.0, 2.0, 2.0, 1.0]] * 2,  # no answer is the model's own
+        rtol=1e-6,
+    )
+    np.testing.assert_allclose(two, [[2 * 3 / 8, 0.0, 0.0, 0.0, 1.0]], rtol=1e-6)
 
 
 # ---------------------------------------------------------------- turns and the fewest rows

@@ -62,6 +62,15 @@ class TestNames:
         ("en", "en-GB", False),  # a region does not speak for its language
         ("enm", "en", False),
         ("en-GB-oxendict", "en_gb", True),
+        ("eng", "en", True),
+        ("eng_Latn", "en", True),
+        ("English", "en", True),
+        (" english ", "en", True),
+        ("en", "eng", True),
+        ("Turkish", "tur_Latn", True),
+        ("Türkçe", "tr", True),
+        ("swh_Latn", "sw", True),
+        ("Anglais", "en", False),
         ("", "en", False),
         (3, "en", False),
     ],
@@ -71,8 +80,19 @@ def test_is_language(lang, pivot, expected):
 
 
 def test_base_language():
-    codes = ["pt", "pt-BR", "PT_br", "zh-Hant-TW", "", None]
-    assert [languages.base_language(code) for code in codes] == ["pt", "pt", "pt", "zh", "", ""]
+    codes = ["pt", "pt-BR", "PT_br", "por_Latn", "Português", "zh-Hant-TW", "cmn", "arb_Arab"]
+    expected = ["pt"] * 5 + ["zh", "zh", "ar"]
+    assert [languages.base_language(code) for code in codes] == expected
+    # What is no code that anybody gave is a language of its own, by its own name.
+    codes = ["", None, "xa", "lang1", "my dialect", 3]
+    expected = ["", "", "xa", "lang1", "my dialect", "3"]
+    assert [languages.base_language(code) for code in codes] == expected
+
+
+@pytest.mark.parametrize("code", sorted(languages.NAMES))
+def test_a_language_is_itself_by_code_and_by_name(code):
+    for name in (code, code.upper(), *languages.NAMES[code]):
+        assert languages.base_language(name) == code
 
 
 class TestLetters:

@@ -1,8 +1,10 @@
 """Reading rows: their texts, and which of them have a pivot, to everybody."""
 
+import connected
 import numpy as np
 import pytest
 
+import keras_cc
 from keras_cc.data import pairs
 from keras_cc.data.columns import to_columns
 
@@ -38,6 +40,12 @@ def pivots(rows, pivot_language="en"):
         ({"instruction_en": "same", "lang": None}, None),
         ({"instruction_en": "same", "lang": ""}, None),
         ({"lang": None}, "What?"),
+        ({"lang": float("nan")}, "What?"),  # a DataFrame's missing value
+        ({"lang": float("nan"), "instruction_en": "same"}, None),
+        ({"instruction_en": float("nan")}, None),
+        ({"instruction_en": np.float64("nan")}, None),
+        ({"lang": "eng_Latn"}, None),
+        ({"lang": "English"}, None),
         ({"instruction_en": b"What?", "lang": np.str_("en")}, None),
         ({"instruction_en": b"What?", "lang": np.array("tr")}, "What?"),
     ],
@@ -81,6 +89,32 @@ def test_what_is_no_string_is_refused(read, received):
         read({**ROW, "instruction_en": 3, "id": "x"})
     message = f"row with id x: 'instruction_en' must be a string. Received: {received}"
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("column", ["instruction", "instruction_en", "lang", "output"])
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        (3, TypeError, "must be a string. Received: .*3"),
+        (["a"], TypeError, "must be a string. Received: .*'a'"),
+        ("ab\ud800c", ValueError, r"must be text that UTF-8 has, .* at character 2.*\\ud800"),
+        (b"ab\xff", ValueError, r"must be text that UTF-8 has, .* at character 2.*\\xff"),
+    ],
+)
+def test_every_column_is_checked_at_one_door(column, value, error, message):
+    preprocessor = keras_cc.CCPreprocessor(connected.tokenizer_of("llama3"), max_length=16)
+    rows = [ROW, {**ROW, column: value, "id": "x"}]
+    with pytest.raises(error, match=f"row with id x: '{column}' {message}"):
+        preprocessor(rows)
+
+
+def test_a_missing_value_of_a_table_is_none():
+    pandas = pytest.importorskip("pandas")
+    for missing in (None, float("nan"), np.float32("nan"), pandas.NA):
+        assert pairs.is_unanswered(missing)
+        with pytest.raises(ValueError, match="row 0: no 'instruction'"):
+            pairs.read_texts({"instruction": [missing]}, "instruction", ["row 0"])
+    assert not pairs.is_unanswered(0.0)
 
 
 def test_columns_and_texts_that_every_row_must_have():

@@ -223,7 +223,7 @@ BAD_ROWS = {
     "instruction None": ({"instruction": None}, ValueError, "id 17: no 'instruction'"),
     "instruction blank": ({"instruction": " "}, ValueError, "id 17: 'instruction' is empty"),
     "pivot number": ({"instruction_en": 3}, TypeError, "id 17: 'instruction_en' must be"),
-    "pivot NaN": ({"instruction_en": float("nan")}, TypeError, "id 17: 'instruction_en' must"),
+    "instruction NaN": ({"instruction": float("nan")}, ValueError, "id 17: no 'instruction'"),
     "long answer": (
         {"output": "Kenya " * 99},
         ValueError,
