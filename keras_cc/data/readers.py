@@ -1,8 +1,10 @@
 """Readers: files of paired rows in, lists of row dicts out."""
 
 import glob
+import gzip
 import json
 import os
+import zlib
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,8 @@ def load_jsonl(
     """Reads paired rows from JSON Lines files, one JSON object a line.
 
     Args:
-        path: a file, a folder (all its `*.jsonl`, in the order of their names), a glob pattern
-            (`**` included), or a list of these.
+        path: a file, a folder (all its `*.jsonl` and `*.jsonl.gz`, in the order of their names), a
+            glob pattern (`**` included), or a list of these. What ends in `.gz` is unpacked.
         instruction_column: string. Key of the prompt in the target language.
         output_column: string. Key of the answer; a row with a pivot may be without it.
         pivot_column: string. Key of the prompt in the pivot language.
@@ -92,8 +94,11 @@ def _expand(path: Any) -> list[Path]:
         file = Path(path)
         if file.is_file():
             return [file]
-        pattern = str(Path(glob.escape(str(file))) / "*.jsonl") if file.is_dir() else str(path)
-        files = sorted(Path(p) for p in glob.glob(pattern, recursive=True))
+        patterns = [str(path)]
+        if file.is_dir():
+            folder = Path(glob.escape(str(file)))
+            patterns = [str(folder / ending) for ending in ("*.jsonl", "*.jsonl.gz")]
+        files = sorted(Path(p) for one in patterns for p in glob.glob(one, recursive=True))
         files = [f for f in files if f.is_file()]
         if not files:
             raise FileNotFoundError(f"No file matches. Received: path={str(path)!r}")
@@ -105,8 +110,9 @@ def _expand(path: Any) -> list[Path]:
 
 def _read(file: Path) -> Iterator[tuple[str, Any]]:
     """Yields ("file:line", object). Bytes are split at "\\n" alone: U+2028 may stand in a text."""
-    with open(file, "rb") as lines:
-        for number, line in enumerate(lines, 1):
+    opener = gzip.open if file.suffix == ".gz" else open
+    with opener(file, "rb") as lines:
+        for number, line in enumerate(_unpacked(lines, file), 1):
             place = f"{file}:{number}"
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -118,6 +124,13 @@ def _read(file: Path) -> Iterator[tuple[str, Any]]:
             if not _is_object(row):
                 raise ValueError(f"{place}: not a JSON object. Received: {text.strip()[:80]}")
             yield place, row
+
+
+def _unpacked(lines: Any, file: Path) -> Iterator[bytes]:
+    try:
+        yield from lines
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{file}: not a whole gzip file ({error})") from error
 
 
 def _is_text(value: Any) -> bool:

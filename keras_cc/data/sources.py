@@ -136,6 +136,17 @@ def make_source(source: Any, batch_size: int | None = None) -> Source:
         return source
     if isinstance(source, str | bytes):
         raise TypeError(f"Data must be rows, not a string. Received: {describe(source)}")
+    if _is_of("datasets", "DatasetDict", source) or _is_of(
+        "datasets", "IterableDatasetDict", source
+    ):
+        raise TypeError(
+            f"Data must be one split, such as `dataset[{next(iter(source), 'train')!r}]`. "
+            f"Received: a {type(source).__name__} of the splits {list(source)}"
+        )
+    if _is_of("datasets", "Dataset", source):
+        return _hugging_face_source(source, size)
+    if any(_is_of(module, "DataFrame", source) for module in ("pandas", "polars")):
+        source = {str(name): source[name].to_list() for name in source.columns}
     if isinstance(source, Mapping):
         return _columns_source(source, size)
     if is_prepared(source):
@@ -165,18 +176,28 @@ def make_source(source: Any, batch_size: int | None = None) -> Source:
         return StreamSource(cast(Any, source), size)
     raise TypeError(
         "Data must be a list of row dicts, a dict of columns, (x, y, sample_weight), a "
-        "tf.data.Dataset, a grain dataset, a torch DataLoader, a keras.utils.PyDataset, an "
+        "DataFrame, a datasets.Dataset, a tf.data.Dataset, a grain dataset, a torch DataLoader, "
+        "a keras.utils.PyDataset, an "
         f"iterable, or a function that returns an iterator. Received: {describe(source)}"
     )
 
 
+def _is_of(module: str, name: str, source: Any) -> bool:
+    """Whether this is an object of another library's class; who has one has imported it."""
+    kind = getattr(sys.modules.get(module), name, None)
+    return isinstance(kind, type) and isinstance(source, kind)
+
+
+def _hugging_face_source(dataset: Any, batch_size: int) -> Source:
+    plain = dataset.with_format(None)  # Python's own values, whatever the format it has
+    _check_not_prepared(plain.column_names)
+    _check_not_empty(len(plain))
+    return IndexedSource(len(plain), lambda ids: dict(plain[ids.tolist()]), batch_size)
+
+
 def _columns_source(columns: Mapping[str, Any], batch_size: int) -> Source:
     columns = {str(k): to_host(v) for k, v in columns.items()}
-    if "token_ids" in columns:
-        raise ValueError(
-            "Preprocessed data must be a tuple (x, y, sample_weight), with the labels outside of "
-            f"x. Received: a dict with keys {sorted(columns)}"
-        )
+    _check_not_prepared(columns)
     lengths = {k: None if is_scalar(v) else len(v) for k, v in columns.items()}
     if None in lengths.values() or len(set(lengths.values())) != 1:
         raise ValueError(
@@ -238,6 +259,14 @@ def _len_or_none(source: Any) -> "int | None":
         return len(source)
     except (TypeError, NotImplementedError):
         return None
+
+
+def _check_not_prepared(names: Iterable[str]) -> None:
+    if "token_ids" in names:
+        raise ValueError(
+            "Preprocessed data must be a tuple (x, y, sample_weight), with the labels outside of "
+            f"x. Received: a dict with keys {sorted(names)}"
+        )
 
 
 def _check_not_empty(size: int) -> None:

@@ -104,6 +104,10 @@ def tf_rows():
     return tf.data.Dataset.from_tensor_slices(columns(ROWS))
 
 
+def _module(name):
+    return pytest.importorskip(name, reason=f"a source of {name}")
+
+
 BATCHES = [prepare(rows) for rows in chunks(ROWS, 3)]
 
 SOURCES = {
@@ -119,6 +123,16 @@ SOURCES = {
     "tf arrays": lambda: tensors(tf.constant),
     "torch arrays": lambda: tensors(torch.tensor),
     "backend arrays": lambda: tensors(keras.ops.convert_to_tensor),
+    "pandas": lambda: _module("pandas").DataFrame(ROWS),
+    "pandas, strings of Arrow": lambda: (
+        _module("pandas").DataFrame(ROWS).convert_dtypes(dtype_backend="pyarrow")
+    ),
+    "polars": lambda: _module("polars").DataFrame(ROWS),
+    "datasets": lambda: _module("datasets").Dataset.from_list(ROWS),
+    "datasets, as pandas": lambda: (
+        _module("datasets").Dataset.from_list(ROWS).with_format("pandas")
+    ),
+    "datasets, a stream": lambda: _module("datasets").Dataset.from_list(ROWS).to_iterable_dataset(),
     "tf.data rows": tf_rows,
     "tf.data batches": lambda: tf_rows().batch(3),
     "tf.data unknown length": lambda: tf_rows().filter(lambda row: True).batch(3),
@@ -235,6 +249,23 @@ def test_every_source_gives_the_same_batches_twice(name):
         assert_same_batches(seen, list(PreparedBatches(ROWS, prepare, batch_size=3)))
     assert batches.count_batches() == 3
     assert len(batches) == 3
+
+
+@pytest.mark.parametrize("name", ["pandas", "polars", "datasets", "datasets, as pandas"])
+def test_tables_are_shuffled_and_a_row_is_found_again(name):
+    batches = PreparedBatches(SOURCES[name](), prepare, 3, shuffle=True, seed=5)
+    again = PreparedBatches(ROWS, prepare, 3, shuffle=True, seed=5)
+    orders = [[x["row_ids"].tolist() for x, _, _ in batches] for _ in range(2)]
+    assert orders == [[x["row_ids"].tolist() for x, _, _ in again] for _ in range(2)]
+    assert orders[0] != orders[1]
+    assert batches.describe([2]) == again.describe([2])
+
+
+def test_several_splits_are_no_data():
+    datasets = _module("datasets")
+    splits = datasets.DatasetDict({"test": datasets.Dataset.from_list(ROWS)})
+    with pytest.raises(TypeError, match=r"one split, such as `dataset\['test'\]`.*DatasetDict"):
+        PreparedBatches(splits, prepare)
 
 
 # A trainer is given a number of batches that is known or was counted; who makes them may be

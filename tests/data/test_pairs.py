@@ -1,11 +1,13 @@
 """Reading rows: their texts, and which of them have a pivot, to everybody."""
 
 import connected
+import keras
 import numpy as np
 import pytest
 
 import keras_cc
 from keras_cc.data import pairs
+from keras_cc.data.batches import PreparedBatches
 from keras_cc.data.columns import to_columns
 
 pytestmark = pytest.mark.once
@@ -115,6 +117,19 @@ def test_a_missing_value_of_a_table_is_none():
         with pytest.raises(ValueError, match="row 0: no 'instruction'"):
             pairs.read_texts({"instruction": [missing]}, "instruction", ["row 0"])
     assert not pairs.is_unanswered(0.0)
+
+
+def test_a_dataframe_is_its_rows():
+    pandas = pytest.importorskip("pandas")
+    preprocessor = keras_cc.CCPreprocessor(connected.tokenizer_of("llama3"), max_length=32)
+    rows = [{**ROW, "instruction_en": None}, {**ROW, "lang": None}, ROW, {**ROW, "output": None}]
+    frame = pandas.DataFrame(rows)
+    assert any(isinstance(value, float) for value in frame["lang"])  # NaN, where rows have None
+    (found,), (expected,) = (PreparedBatches(one, preprocessor, 4) for one in (frame, rows))
+    for one, other in zip(keras.tree.flatten(found), keras.tree.flatten(expected), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert found[0]["pivot_padding_mask"].any(axis=1).tolist() == [False, True, True, True]
+    assert found[2].any(axis=1).tolist() == [True, True, True, False]
 
 
 def test_columns_and_texts_that_every_row_must_have():

@@ -1,5 +1,6 @@
 """`load_jsonl`: what it reads, and what it refuses with file and line."""
 
+import gzip
 import json
 import os
 from pathlib import Path
@@ -48,6 +49,21 @@ def test_folders_patterns_and_lists(tmp_path):
     assert ids(str(tmp_path / "**" / "*.jsonl")) == ["a", "b", "d"]
     assert ids([b, deep]) == ["b", "d"]
     assert ids([tmp_path, str(deep)]) == ["a", "b", "d"]
+
+
+def test_packed_files(tmp_path):
+    plain = write(tmp_path / "b.jsonl", {**ROW, "id": "b"})
+    (tmp_path / "a.jsonl.gz").write_bytes(
+        gzip.compress(plain.read_bytes().replace(b'"id": "b"', b'"id": "a"'))
+    )
+    assert [row["id"] for row in load_jsonl(tmp_path)] == ["a", "b"]
+    assert load_jsonl(tmp_path / "a.jsonl.gz") == [{**ROW, "id": "a"}]
+    packed = (tmp_path / "a.jsonl.gz").read_bytes()
+    for name, damaged in {"cut": packed[:-9], "none": b"{}\n", "bit": packed[:-2] + b"xx"}.items():
+        path = tmp_path / f"{name}.jsonl.gz"
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"{name}\.jsonl\.gz: not a whole gzip file"):
+            load_jsonl(path)
 
 
 def test_a_folder_whose_name_looks_like_a_pattern(tmp_path):
