@@ -8,10 +8,12 @@ position that it fills.
 """
 
 import contextlib
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from keras import ops
 
+from keras_cc.data.columns import describe
 from keras_cc.passes import pairing, runs
 
 
@@ -26,7 +28,11 @@ def generate(
             "keras_cc.CCPreprocessor(tokenizer)`. Received: model.preprocessor=None"
         )
     is_single = isinstance(prompts, str)
-    texts = [prompts] if is_single else list(prompts)
+    texts = _texts("prompts", prompts)
+    if not texts:
+        if pivot_prompts is not None:
+            _pivots(model, pivot_prompts, 0)
+        return []
     inputs = preprocessor.generate_preprocess(texts, max_length)
     prompt_lengths = inputs["padding_mask"].sum(axis=1)
     if not runs.is_plain(model):
@@ -34,8 +40,8 @@ def generate(
         inputs["prompt_positions"] = np.arange(reach, dtype="int32")
     if stop_token_ids == "auto":
         stop_token_ids = preprocessor.stop_token_ids
-    if stop_token_ids is not None:
-        stop_token_ids = tuple(int(token) for token in stop_token_ids)
+    if stop_token_ids is not None:  # none among them: there is nothing to stop at
+        stop_token_ids = tuple(int(token) for token in stop_token_ids) or None
     if pivot_prompts is not None:
         inputs |= _pivots(model, pivot_prompts, len(texts))
         inputs["answer_positions"] = answer_positions(inputs)
@@ -61,13 +67,25 @@ def _pivots(model, pivot_prompts, count):
             "merged), nor an intervention that reads them. "
             f"Received: connection=None, pivot_prompts={pivot_prompts!r}"
         )
-    texts = [pivot_prompts] if isinstance(pivot_prompts, str) else list(pivot_prompts)
+    texts = _texts("pivot_prompts", pivot_prompts)
     if len(texts) != count:
         raise ValueError(
             "`pivot_prompts` must be as many as `prompts`. "
             f"Received: {len(texts)} pivot prompts for {count} prompts"
         )
-    return model.preprocessor.pivot_preprocess(texts)
+    return model.preprocessor.pivot_preprocess(texts) if texts else {}
+
+
+def _texts(name, value):
+    """One string or several, as a list; what is in them is checked where they become tokens."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, (Mapping, bytes)) or not isinstance(value, Iterable):
+        raise TypeError(
+            f"`{name}` must be a string or a list of strings, one a row. "
+            f"Received: {name}={describe(value)}"
+        )
+    return list(value)
 
 
 def filled(rows, width, stop_token_ids):

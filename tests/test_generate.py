@@ -235,6 +235,26 @@ def test_as_many_pivot_prompts_as_prompts(shared):
         shared.generate(PROMPTS[0], LENGTH, pivot_prompts=PIVOTS)
 
 
+def test_no_prompt_no_answer(shared):
+    assert shared.generate([]) == shared.generate((), LENGTH, pivot_prompts=[]) == []
+    with pytest.raises(ValueError, match="1 pivot prompts for 0 prompts"):
+        shared.generate([], pivot_prompts=["a"])
+
+
+@pytest.mark.parametrize("wrong", [{"prompts": ["a"]}, b"a", 3, None])
+def test_what_holds_no_prompts_is_refused(shared, wrong):
+    with pytest.raises(TypeError, match="`prompts` must be a string or a list of strings"):
+        shared.generate(wrong)
+    if wrong is not None:
+        with pytest.raises(TypeError, match="`pivot_prompts` must be a string or a list"):
+            shared.generate(["a"], pivot_prompts=wrong)
+
+
+def test_no_stop_tokens_are_none(shared):
+    expected = shared.generate(PROMPTS, LENGTH, stop_token_ids=None)
+    assert shared.generate(PROMPTS, LENGTH, stop_token_ids=[]) == expected
+
+
 def test_pivot_prompts_need_a_connection():
     model = connected.text_model("llama3", connection=None)
     with pytest.raises(

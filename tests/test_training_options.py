@@ -1,5 +1,6 @@
 """LoRA, gradient accumulation, number types, XLA, callbacks, and losses that are not finite."""
 
+import itertools
 import warnings
 
 import connected
@@ -7,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tiny
-from connected import BACKEND, QUICK, logits, monolingual
+from connected import BACKEND, QUICK, ROWS, logits, monolingual
 
 from keras_cc import CCCausalLM, FusedConnection
 
@@ -301,3 +302,90 @@ def test_an_interrupted_fit_is_taken_up_again(tmp_path):
         dict(enumerate(connected.weights(whole).values())),
         atol=1e-5,
     )
+
+
+# ---------------------------------------------------------------- what is scored while it trains
+
+
+def plain_model():
+    model = connected.text_model("llama3", None)
+    model.compile(keras.optimizers.SGD(0.0), **QUICK)
+    return model
+
+
+def scored(model, data, epochs=3, **options):
+    options = {"validation_data": data, "batch_size": 1, "verbose": 0, **options}
+    return model.fit(ROWS, epochs=epochs, **options).history["val_loss"]
+
+
+SCORED = {
+    "rows": lambda: ROWS,
+    "function": lambda: lambda: iter(ROWS),
+    "iterable": lambda: Rows(),
+    "never ends": lambda: lambda: itertools.cycle(ROWS),
+}
+
+
+class Rows:
+    def __iter__(self):
+        return iter(ROWS)
+
+
+@pytest.mark.parametrize("name", SCORED)
+def test_each_evaluation_begins_at_the_first_row(name):
+    model = plain_model()
+    first = [model.evaluate(ROWS[:n], batch_size=1, verbose=0) for n in (1, 2, 3)]
+    first = [one[0] if isinstance(one, list) else one for one in first]
+    assert abs(first[0] - first[1]) > 1e-3
+    for steps in (1, 2):
+        found = scored(model, SCORED[name](), validation_steps=steps)
+        np.testing.assert_allclose(found, [first[steps - 1]] * 3, rtol=1e-4)
+    if name != "never ends":
+        np.testing.assert_allclose(scored(model, SCORED[name]()), [first[2]] * 3, rtol=1e-4)
+
+
+def test_more_validation_steps_than_there_are_is_said():
+    with pytest.raises(ValueError, match="`validation_steps` must be an integer >= 1"):
+        scored(plain_model(), ROWS, validation_steps=0)
+    with pytest.warns(UserWarning, match="`validation_steps` is 9, and .* has 3 batches"):
+        found = scored(plain_model(), ROWS, validation_steps=9)
+    np.testing.assert_allclose(found, [found[0]] * 3, rtol=1e-5)
+
+
+def test_a_generator_is_read_once_and_no_further_than_it_is_scored():
+    model, read = plain_model(), []
+
+    def rows():
+        for number in itertools.count():
+            read.append(number)
+            yield ROWS[number % 3]
+
+    expected = scored(model, ROWS, validation_steps=2)
+    np.testing.assert_allclose(scored(model, rows(), validation_steps=2), expected, rtol=1e-5)
+    assert read == [0, 1]
+    expected = scored(model, ROWS)
+    np.testing.assert_allclose(scored(model, iter(ROWS)), expected, rtol=1e-5)
+
+
+class Seen(keras.callbacks.Callback):
+    def __init__(self):
+        super().__init__()
+        self.steps = self.scored = 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.steps += 1
+
+    def on_test_batch_end(self, batch, logs=None):
+        self.scored += 1
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda one: one, lambda one: [[one]], lambda one: keras.callbacks.CallbackList([one])]
+)
+def test_callbacks_as_keras_takes_them(wrap):
+    model, seen = plain_model(), Seen()
+    history = model.fit(ROWS, batch_size=1, verbose=0, callbacks=wrap(seen))
+    assert (seen.steps, seen.scored) == (3, 0)
+    assert history.history["loss"]
+    model.evaluate(ROWS, batch_size=1, verbose=0, callbacks=wrap(seen))
+    assert (seen.steps, seen.scored) == (3, 3)

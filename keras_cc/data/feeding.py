@@ -1,6 +1,7 @@
 """From `PreparedBatches` to what Keras iterates, on each backend. Not public."""
 
 import math
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -84,6 +85,32 @@ def as_keras_data(
     return _generate(batches, length)
 
 
+def as_scored_data(batches: PreparedBatches, steps: int | None) -> Any:
+    """Wraps what is scored while a model trains: each evaluation begins at the first batch.
+
+    Args:
+        batches: a `PreparedBatches` that can be read again.
+        steps: int or `None`, `validation_steps`: the batches of an evaluation. They are cut here,
+            so that Keras is not to be told of them.
+
+    Returns:
+        An object for `keras.Model.fit(validation_data=...)`.
+    """
+    if steps is None:
+        return as_keras_data(batches)
+    there = batches.num_batches
+    if isinstance(there, int) and there < steps:
+        warnings.warn(
+            f"`validation_steps` is {steps}, and `validation_data` has {there} batches: all of "
+            "them are scored.",
+            stacklevel=4,
+        )
+        steps = there
+    if keras.backend.backend() == "tensorflow":
+        return _as_tf_dataset(batches, math.inf, steps)
+    return _SequentialPyDataset(batches, steps, is_whole=False)
+
+
 def _generate(batches: PreparedBatches, length: "int | float | None") -> Iterator[Any]:
     """Yields batches; over and over where `steps_per_epoch` cuts passes of unknown length."""
     step = batches.step  # counted here: `batches.step` lags where a trainer reads ahead
@@ -103,9 +130,9 @@ def _generate(batches: PreparedBatches, length: "int | float | None") -> Iterato
 class _SequentialPyDataset(keras.utils.PyDataset):
     """Batch 0 opens a new pass; the others follow in order, as Keras asks for them."""
 
-    def __init__(self, batches: PreparedBatches, length: int) -> None:
+    def __init__(self, batches: PreparedBatches, length: int, is_whole: bool = True) -> None:
         super().__init__(workers=1, use_multiprocessing=False)
-        self._batches, self._length = batches, length
+        self._batches, self._length, self._is_whole = batches, length, is_whole
         self._iterator: Iterator[Any] = iter(())
         self._next = 0
 
@@ -129,7 +156,8 @@ class _SequentialPyDataset(keras.utils.PyDataset):
                 f"The source gave fewer batches than the {self._length} of its first pass or its "
                 f"stated length. Received: {index} batches"
             ) from None
-        if self._next == self._length and next(self._iterator, None) is not None:
+        is_last = self._is_whole and self._next == self._length
+        if is_last and next(self._iterator, None) is not None:
             raise ValueError(
                 f"The source gives more batches than the {self._length} of its first pass or its "
                 "stated length."
@@ -137,7 +165,10 @@ class _SequentialPyDataset(keras.utils.PyDataset):
         return batch
 
 
-def _as_tf_dataset(batches: PreparedBatches, length: "int | float | None") -> Any:
+def _as_tf_dataset(
+    batches: PreparedBatches, length: "int | float | None", first: int | None = None
+) -> Any:
+    """A `tf.data.Dataset` of the batches, or of the `first` so many of each pass."""
     import tensorflow as tf
 
     def spec(rank: int, dtype: str) -> Any:
@@ -156,6 +187,9 @@ def _as_tf_dataset(batches: PreparedBatches, length: "int | float | None") -> An
     dataset = tf.data.Dataset.from_generator(
         lambda: _generate(batches, length), output_signature=signature
     )
+    if first is not None:
+        dataset = dataset.take(first)
+        length = first
     if isinstance(length, int):
         dataset = dataset.apply(tf.data.experimental.assert_cardinality(length))
     elif length == math.inf:

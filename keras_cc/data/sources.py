@@ -5,6 +5,7 @@ A raw batch is a dict of columns (strings), a list of row dicts, or a preprocess
 objects has imported it.
 """
 
+import itertools
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -180,6 +181,12 @@ def make_source(source: Any, batch_size: int | None = None) -> Source:
         "a keras.utils.PyDataset, an "
         f"iterable, or a function that returns an iterator. Received: {describe(source)}"
     )
+
+
+def read_once(source: Source, batches: int | None) -> Source:
+    """Reads a one-shot source, or its first so many batches, so that it can be read again."""
+    kept = [raw for raw, _ in itertools.islice(source.batches(0, None), batches)]
+    return StreamSource(lambda: kept, DEFAULT_BATCH_SIZE, lambda: len(kept))
 
 
 def _is_of(module: str, name: str, source: Any) -> bool:

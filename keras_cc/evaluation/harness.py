@@ -255,13 +255,32 @@ class KerasLM(TemplateLM):
     # ---------------------------------------------------------------- log-likelihoods
 
     def loglikelihood(self, requests, disable_tqdm=False):
-        """`(log-likelihood, is greedy)` of each request `(context, continuation)`."""
+        """`(log-likelihood, is greedy)` of each request `(context, continuation)`.
+
+        Tokenised together, and cut where the context's own tokens end, as the harness does it.
+
+        Raises:
+            ValueError: for a continuation that is empty, or of which nothing is left there, since
+                the context's last token has taken it in.
+        """
+        for request in requests:
+            if "" in request.args[1:]:
+                raise ValueError(
+                    "A continuation must not be empty: there is nothing to score. "
+                    f"Received: context={request.args[0]!r}, continuation=''"
+                )
         return super().loglikelihood(requests, disable_tqdm=disable_tqdm or not self.verbose)
 
     def _loglikelihood_tokens(self, requests, disable_tqdm=False, **_):
         most, cut = self.max_length + 1, 0
         pairs = []
-        for _text, context, continuation in requests:
+        for text, context, continuation in requests:
+            if not continuation:
+                raise ValueError(
+                    "A continuation must have a token of its own, and the context's last token "
+                    "takes this one in: part the texts between words, or score the whole with "
+                    f"`loglikelihood_rolling`. Received: (context, continuation)={text!r:.300}"
+                )
             if len(continuation) > self.max_length:
                 raise ValueError(
                     f"`max_length` must be at least {len(continuation)}, the tokens of the longest "

@@ -46,6 +46,13 @@ class KeepWeights(keras.callbacks.Callback):
             surgery.reattach(self.model, self.values)
 
 
+def listed(callbacks):
+    """Callbacks as a list, from all that Keras takes: one, a `CallbackList`, lists in lists."""
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        return list(callbacks.callbacks)
+    return keras.tree.flatten(callbacks) if callbacks else []
+
+
 @contextlib.contextmanager
 def failing_well(*sources):
     """When a fit or an evaluation fails: a model that still works, and the error of the data."""

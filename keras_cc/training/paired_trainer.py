@@ -7,14 +7,15 @@ from keras import ops
 from keras_cc import losses
 from keras_cc.backbones import surgery
 from keras_cc.data.batches import PreparedBatches
-from keras_cc.data.feeding import StepCounter, as_keras_data
-from keras_cc.data.sources import make_source
+from keras_cc.data.feeding import StepCounter, as_keras_data, as_scored_data
+from keras_cc.data.sources import make_source, read_once
 from keras_cc.data.widths import shapes_for
 from keras_cc.objectives import get_all as get_objectives
+from keras_cc.options import count
 from keras_cc.passes import pairing
 from keras_cc.passes.positions import gather
 from keras_cc.training import own_answers
-from keras_cc.training.guards import failing_well, reporting_truncation
+from keras_cc.training.guards import failing_well, listed, reporting_truncation
 from keras_cc.training.non_finite import LastRows, StopOnNonFiniteLoss
 
 # What an objective counts, to its column of `loss_scale`.
@@ -248,13 +249,15 @@ class PairedTrainer(keras.Model):
             epochs: int.
             sample_weight: float array `(N, T)`, 1 at answer tokens, beside `y`.
             validation_data: like `x`, or a tuple `(x, y, sample_weight)`. It is scored on
-                the *monolingual* path; `val_connected_sft_loss` stands beside.
+                the *monolingual* path; `val_connected_sft_loss` stands beside. Each evaluation
+                begins at its first row, with `validation_steps` too; a generator is read once
+                and kept in memory.
             shuffle: bool, whether lists and arrays are shuffled every epoch. Rows of text come
                 in batches of like length then, unless the preprocessor pads to `max_length`.
             seed: int, for the shuffling; None draws one (`keras.utils.set_random_seed` decides
                 which).
             steps_per_epoch: int, where the source never ends.
-            callbacks: Keras callbacks.
+            callbacks: Keras callbacks, as `keras.Model.fit` takes them.
             **kwargs: `verbose`, `validation_steps` and the rest of `keras.Model.fit`.
 
         Returns:
@@ -300,8 +303,12 @@ class PairedTrainer(keras.Model):
             print(f"{unanswered} of {source.size} rows have no answer: pairs of prompts to align")
         sources = [batches]
         if validation_data is not None:
-            sources.append(self._scored(validation_data, batch_size))
-            validation_data = as_keras_data(sources[1], kwargs.get("validation_steps"))
+            most = kwargs.pop("validation_steps", None)
+            most = None if most is None else count("validation_steps", most, least=1)
+            scored = make_source(validation_data, batch_size)
+            scored = read_once(scored, most) if scored.one_shot else scored
+            sources.append(self._scored(scored, batch_size))
+            validation_data = as_scored_data(sources[1], most)
         with reporting_truncation(self.preprocessor), failing_well(*sources) as keep:
             history = super().fit(
                 as_keras_data(batches, steps_per_epoch, epochs),
@@ -310,7 +317,7 @@ class PairedTrainer(keras.Model):
                 shuffle=False,  # done already, where the source is one that can be shuffled
                 steps_per_epoch=steps_per_epoch,
                 callbacks=[
-                    *(callbacks or []),
+                    *listed(callbacks),
                     *([] if answers is None else [own_answers.Refresh(answers, batches)]),
                     StepCounter(batches),
                     StopOnNonFiniteLoss(batches),
@@ -353,7 +360,7 @@ class PairedTrainer(keras.Model):
             return super().evaluate(x, y, sample_weight=sample_weight, **kwargs)
         batches = self._scored(_source(x, y, sample_weight), batch_size)
         with reporting_truncation(self.preprocessor), failing_well(batches) as keep:
-            kwargs["callbacks"] = [*(kwargs.get("callbacks") or []), keep]
+            kwargs["callbacks"] = [*listed(kwargs.get("callbacks")), keep]
             return super().evaluate(as_keras_data(batches, kwargs.get("steps")), **kwargs)
 
     @property

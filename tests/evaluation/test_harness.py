@@ -127,6 +127,29 @@ class TestLogLikelihoods:
         with pytest.raises(ValueError, match="`max_length` must be at least 23"):
             lm.loglikelihood(instances("loglikelihood", ("a", context)))
 
+    def test_an_option_without_a_token_of_its_own_is_refused(self, lm, scorer):
+        encode, text = lm.tok_encode, "What is the currency of Kenya? the quick brown fox"
+        splits = [(text[:n], text[n:]) for n in range(1, len(text)) if text[n - 1] != " "]
+        joint = [encode(text)[len(encode(context)) :] for context, _ in splits]
+        assert {bool(rest) for rest in joint} == {True}  # a long rest has tokens left
+        pieces = [(context[-6:].lstrip(), rest[:1]) for context, rest in splits]
+        lost = [p for p in pieces if len(encode(p[0] + p[1])) <= len(encode(p[0]))]
+        assert lost
+        for pair in lost:
+            with pytest.raises(ValueError, match=r"must have a token of its own.*Received"):
+                lm.loglikelihood(instances("loglikelihood", ("a", "b"), pair))
+        # Where something is left, it is what the joint encoding has behind the context's tokens.
+        inside = next(n for n, rest in enumerate(joint) if text[len(splits[n][0])] != " ")
+        context, rest = encode(splits[inside][0]), joint[inside]
+        (expected,) = scorer.log_likelihoods([(context, rest)])
+        ((found, _),) = lm.loglikelihood(instances("loglikelihood", splits[inside]))
+        assert found == pytest.approx(expected.total, rel=1e-5)
+
+    @pytest.mark.parametrize("context", ["", "Kenya"])
+    def test_an_empty_continuation_is_refused(self, lm, context):
+        with pytest.raises(ValueError, match=r"must not be empty.*continuation=''"):
+            lm.loglikelihood(instances("loglikelihood", (context, "")))
+
     def test_rolling_windows(self, model, scorer):
         lm = KerasLM(model, batch_size=2, max_length=10, verbose=0)
         cache = Cache()
