@@ -8,6 +8,8 @@ position that it fills.
 """
 
 import contextlib
+import contextvars
+import threading
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -134,33 +136,60 @@ def run(model, inputs, stop_token_ids):
     Returns:
         A dict of tensors, `token_ids` and `padding_mask` `(B, T)`.
     """
-    causal_lm = model.causal_lm
-    if runs.is_plain(model) and "pivot_token_ids" not in inputs:
-        function, overrides = causal_lm.make_generate_function(), {}
-    else:
-        function, overrides = _function_with_passes(model)
+    function = _function(model, has_pivots="pivot_token_ids" in inputs)
     inputs = {name: ops.convert_to_tensor(value) for name, value in inputs.items()}
     # Bool, as KerasHub's own: Gemma 3's loop inverts it.
     inputs["padding_mask"] = ops.cast(inputs["padding_mask"], "bool")
-    with _overriding(causal_lm, **overrides):
-        return function(inputs, stop_token_ids=stop_token_ids)
+    return function(inputs, stop_token_ids=stop_token_ids)
 
 
-def _function_with_passes(model):
-    """The compiled loop in a pass of the model's, and what must be overridden while it runs."""
-    causal_lm = model.causal_lm
-    plain = causal_lm.make_generate_function()
-    known, *compiled = model._generate_function.value or (None,)
-    # The causal LM drops its own function where it is compiled again, with another sampler.
-    if known != plain:
-        in_pass = _step_in_pass(model)
-        causal_lm.generate_function = None
-        with _overriding(causal_lm, generate_step=in_pass):
-            function = causal_lm.make_generate_function()
-        causal_lm.generate_function = plain
-        compiled = [function, {"generate_step": in_pass}]
-        model._generate_function.value = (plain, *compiled)
-    return compiled
+def _function(model, has_pivots):
+    """The compiled loop: the causal LM's own, or one that runs in a pass of the model's."""
+    with _MAKING:
+        base, made = _state(model)
+        plain = base.make_generate_function()
+        if runs.is_plain(model) and not has_pivots:
+            return plain
+        # The causal LM drops its own function where it is compiled again, with another sampler.
+        if made.plain != plain:
+            step_in_pass = _step_in_pass(model, base)
+            own = _view(base, generate_step=step_in_pass, generate_function=None)
+            made.plain, made.in_pass = plain, own.make_generate_function()
+        return made.in_pass
+
+
+class _Made:
+    """What was compiled of a model since it last changed: a loop, and the same in a pass."""
+
+    plain = in_pass = None
+
+
+# Two threads that are the first to ask compile one function and not two.
+_MAKING = threading.RLock()
+_sampling: contextvars.ContextVar = contextvars.ContextVar("keras_cc_sampling", default=None)
+
+
+def _state(model):
+    """`(causal LM, its _Made)`: the model's, or those of the sampler that is under way."""
+    holder = model._generate_function
+    if holder.value is None:
+        holder.value = _Made()
+    sampling = _sampling.get()
+    if sampling is None or sampling.causal_lm is not model.causal_lm:
+        return model.causal_lm, holder.value
+    return sampling.state(holder.value)
+
+
+def _view(causal_lm, **own):
+    """The causal LM with methods or a sampler of its own, for one caller.
+
+    A shallow copy: weights and layers are the causal LM's, and nothing of that changes, so that
+    other threads go on with it meanwhile. Its methods find each other on the copy.
+    """
+    view = object.__new__(type(causal_lm))
+    vars(view).update(vars(causal_lm))
+    vars(view).update(own)
+    return view
 
 
 def step(model):
@@ -173,13 +202,13 @@ def step(model):
         A function like KerasHub's `generate_step`: of `inputs`, a dict with `token_ids` and
         `padding_mask` `(B, T)`, and `stop_token_ids`.
     """
-    return model.causal_lm.generate_step if runs.is_plain(model) else _step_in_pass(model)
+    base, _ = _state(model)
+    return base.generate_step if runs.is_plain(model) else _step_in_pass(model, base)
 
 
-def _step_in_pass(model):
-    causal_lm = model.causal_lm
-    _check_sampler(causal_lm.sampler)
-    call_with_cache, generate_step = causal_lm.call_with_cache, causal_lm.generate_step
+def _step_in_pass(model, base):
+    _check_sampler(base.sampler)
+    call_with_cache = base.call_with_cache
 
     def step_in_pass(inputs, stop_token_ids=None):
         if model.connection is not None and "pivot_token_ids" in inputs:
@@ -194,22 +223,19 @@ def _step_in_pass(model):
                 return call_with_cache(token_ids, cache, cache_update_index, *args, **kwargs)
 
         own = {name: inputs[name] for name in ("token_ids", "padding_mask")}
-        in_turn = contextlib.nullcontext()
+        view = _view(base, call_with_cache=call_in_pass)
         if isinstance(scope, pairing.TargetPass) and model.connection.reads_answer:
-            in_turn = _pivot_in_turn(model, inputs, scope.pivot)
-        with _overriding(causal_lm, call_with_cache=call_in_pass), in_turn:
-            return generate_step(own, stop_token_ids)
+            view = _view(view, sampler=_pivot_in_turn(model, inputs, scope.pivot, base.sampler))
+        return view.generate_step(own, stop_token_ids)
 
     return step_in_pass
 
 
-@contextlib.contextmanager
-def _pivot_in_turn(model, inputs, pivot_scope):
-    """For a while, have the pivot's pass read each token before the causal LM goes on from it.
+def _pivot_in_turn(model, inputs, pivot_scope, sampler):
+    """A sampler that has the pivot's pass read each token before the causal LM goes on from it.
 
-    It is run anew over its prompt and the answer so far, without a cache.
+    That pass is run anew over its prompt and the answer so far, without a cache.
     """
-    causal_lm, sampler = model.causal_lm, model.causal_lm.sampler
 
     def in_turn(*args, next, **kwargs):  # as KerasHub calls a sampler
         def after_pivot(prompt, cache, index):
@@ -218,11 +244,7 @@ def _pivot_in_turn(model, inputs, pivot_scope):
 
         return sampler(*args, next=after_pivot, **kwargs)
 
-    causal_lm.sampler = in_turn
-    try:
-        yield
-    finally:
-        causal_lm.sampler = sampler
+    return in_turn
 
 
 def _check_sampler(sampler):
@@ -250,10 +272,11 @@ def get_sampler(sampler):
 
 
 class Sampling:
-    """A sampler that a causal LM continues prompts by for a while, in place of its own.
+    """A sampler that prompts are continued by for a while, in place of the causal LM's own.
 
     `compile` would forget the options that the user compiled with. What is compiled for this
-    sampler is kept here from one `with` to the next, so an object serves one causal LM.
+    sampler is kept here from one `with` to the next, so an object serves one model. Other threads
+    go on with the causal LM's own.
 
     Args:
         sampler: a `keras_hub.samplers` object or name.
@@ -269,26 +292,21 @@ class Sampling:
 
     def __init__(self, sampler):
         self.sampler = get_sampler(sampler)
-        self._function = None
+        self.causal_lm = self._of = self._state = None
 
     @contextlib.contextmanager
     def of(self, causal_lm):
-        own = getattr(causal_lm, "sampler", None), causal_lm.generate_function
-        causal_lm.sampler, causal_lm.generate_function = self.sampler, self._function
+        if self.causal_lm is not causal_lm:
+            self.causal_lm, self._of = causal_lm, None
+        token = _sampling.set(self)
         try:
             yield
         finally:
-            self._function = causal_lm.generate_function
-            causal_lm.sampler, causal_lm.generate_function = own
+            _sampling.reset(token)
 
-
-@contextlib.contextmanager
-def _overriding(causal_lm, **methods):
-    """Shadow methods of one instance for a while (tracing looks them up when it runs)."""
-    for name, method in methods.items():
-        object.__setattr__(causal_lm, name, method)
-    try:
-        yield
-    finally:
-        for name in methods:
-            vars(causal_lm).pop(name, None)
+    def state(self, of):
+        """The causal LM with this sampler, and its `_Made`; new where `of`, the model's, is."""
+        if self._of is not of:
+            own = _view(self.causal_lm, sampler=self.sampler, generate_function=None)
+            self._of, self._state = of, (own, _Made())
+        return self._state

@@ -1,6 +1,6 @@
 """`CCCausalLM.generate`: equal to greedy decoding by hand, a whole forward pass a token."""
 
-import types
+import threading
 
 import connected
 import keras_hub
@@ -204,19 +204,36 @@ def test_generation_follows_lora():
 # ---------------------------------------------------------------- another sampler for a while
 
 
-def test_another_sampler_and_what_is_compiled_for_it():
-    own, function = object(), object()
-    causal_lm = types.SimpleNamespace(sampler=own, generate_function=function)
-    greedy = generation.Sampling("greedy")
-    with greedy.of(causal_lm):
-        assert isinstance(causal_lm.sampler, keras_hub.samplers.GreedySampler)
-        assert causal_lm.generate_function is None  # the other sampler's is not taken
-        causal_lm.generate_function = "compiled"
-    assert (causal_lm.sampler, causal_lm.generate_function) == (own, function)
+@pytest.mark.parametrize("pivots", [None, PIVOTS])
+def test_another_sampler_and_what_is_compiled_for_it(pivots):
+    model = connected.text_model("llama3")
+    connected.train_connection(model)
+    causal_lm, greedy = model.causal_lm, generation.Sampling("greedy")
+    say = lambda: model.generate(PROMPTS, LENGTH, pivot_prompts=pivots)  # noqa: E731
+    model.compile("sgd", sampler="greedy", **connected.QUICK)
+    expected = say()
+    model.compile("sgd", sampler=keras_hub.samplers.RandomSampler(temperature=100.0, seed=1))
+    say()
+    own = causal_lm.sampler, causal_lm.generate_function
+    functions = []
+    for _ in range(2):
+        with greedy.of(causal_lm):
+            assert say() == expected
+            assert (causal_lm.sampler, causal_lm.generate_function) == own
+            functions.append(generation._function(model, pivots is not None))
+    assert functions[0] == functions[1]  # once, for every use
+    assert say() != expected
     with pytest.raises(KeyError), greedy.of(causal_lm):
-        assert causal_lm.generate_function == "compiled"  # once, for every use
         raise KeyError
-    assert (causal_lm.sampler, causal_lm.generate_function) == (own, function)
+    assert say() != expected
+    # Of another model it is not said.
+    other = connected.text_model("llama3")
+    other.compile("sgd", sampler=keras_hub.samplers.RandomSampler(temperature=100.0, seed=1))
+    with greedy.of(causal_lm):
+        assert generation._state(other)[0] is other.causal_lm
+    model.forget_compiled()  # as whatever changes the model does
+    with greedy.of(causal_lm):
+        assert generation._function(model, pivots is not None) != functions[0]
 
 
 @pytest.mark.parametrize("sampler", [None, "bees", 3])
@@ -275,3 +292,46 @@ def test_a_preprocessor_is_needed():
 def test_a_prompt_without_room_for_a_token(shared):
     with pytest.raises(ValueError, match=r"prompts\[0\] has \d+ tokens.*Received: max_length=4"):
         shared.generate(PROMPTS[0], 4)
+
+
+# ---------------------------------------------------------------- threads
+
+
+@pytest.mark.parametrize("connection", ["fused", "selected", None])
+def test_threads_and_paths_at_once_are_as_one_at_a_time(connection):
+    """The first call of each path, too: all threads begin together, before any is compiled."""
+    model = connected.text_model("llama3", connection)
+    if connection is not None:
+        connected.train_connection(model, scale=0.3)
+    model.compile("sgd", sampler="greedy", **connected.QUICK)
+    paths = [{}] if connection is None else [{}, {"pivot_prompts": PIVOTS}]
+    calls = [(PROMPTS, LENGTH, path) for path in paths]
+    calls += [(PROMPTS[::-1], LENGTH, path) for path in ([{}] if connection is None else [
+        {}, {"pivot_prompts": PIVOTS[::-1]}
+    ])]  # fmt: skip
+    greedy = generation.Sampling("greedy")
+    found, start = {}, threading.Barrier(2 * len(calls))
+
+    def say(place):
+        prompts, length, path = calls[place % len(calls)]
+        start.wait()
+        try:
+            for _ in range(3):
+                if place < len(calls):
+                    texts = model.generate(prompts, length, **path)
+                else:
+                    with greedy.of(model.causal_lm):
+                        texts = model.generate(prompts, length, **path)
+                found.setdefault(place, []).append(texts)
+        except Exception as error:
+            found.setdefault(place, []).append(error)
+
+    threads = [threading.Thread(target=say, args=(n,)) for n in range(2 * len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    expected = [model.generate(prompts, length, **path) for prompts, length, path in calls]
+    assert len({tuple(texts) for texts in expected}) == len(calls)
+    for place, texts in found.items():
+        assert texts == [expected[place % len(calls)]] * 3
