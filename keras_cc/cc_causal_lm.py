@@ -222,16 +222,20 @@ class CCCausalLM(PairedTrainer):
         """Train LoRA on the backbone together with the connection.
 
         KerasHub's `enable_lora` freezes everything else, the connection too where it is
-        there already; this one leaves the connection trainable. A model that is compiled
-        gets a new optimizer of the same options, since what it trains is not the same.
+        there already; this one leaves the connection trainable. The optimizer of a model that
+        is compiled starts anew, since what it trains is not the same.
 
         Args:
             rank: int, the rank of the LoRA matrices.
             target_layer_names: names of the layers that get them, or None: KerasHub's
                 default, the attention's query and value.
+
+        Raises:
+            ValueError: for a rank that is none, names that no layer has which can carry LoRA,
+                and a model that carries LoRA already. Nothing has changed then.
         """
         layers = [layer for layer in self._attached.value.values() if layer.trainable]
-        self.causal_lm.backbone.enable_lora(rank, target_layer_names)
+        surgery.enable_lora(self.causal_lm.backbone, rank, target_layer_names)
         surgery.unfreeze(layers)
         self._compile_anew()
 
@@ -414,10 +418,11 @@ class CCCausalLM(PairedTrainer):
         return self.causal_lm
 
     def _compile_anew(self):
-        # What was compiled, and the optimizer's state, are of other variables.
+        # What was compiled, and the optimizer's state, are of other variables. The optimizer stays
+        # the same object: what it holds (a schedule, a lambda) need not have a configuration.
         self.forget_compiled()
         if self.compiled:
-            self.compile_from_config(self.get_compile_config())
+            self.start_training_anew()
 
     # ---------------------------------------------------------------- saving
 

@@ -710,7 +710,9 @@ class TestRefused:
     )
     def test_a_connection_of_no_kind(self, connection):
         causal_lm = tiny.causal_lm()
-        message = r"`connection` must be one of \['flare', 'fused', 'selected'\].*Received: connection="
+        message = (
+            r"`connection` must be one of \['flare', 'fused', 'selected'\].*Received: connection="
+        )
         with pytest.raises(ValueError, match=message):
             CCCausalLM(causal_lm, connection)
         CCCausalLM(causal_lm, "selected")  # it is as it was

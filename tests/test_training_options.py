@@ -389,3 +389,126 @@ def test_callbacks_as_keras_takes_them(wrap):
     assert history.history["loss"]
     model.evaluate(ROWS, batch_size=1, verbose=0, callbacks=wrap(seen))
     assert (seen.steps, seen.scored) == (3, 3)
+
+
+# ---------------------------------------------------------------- whole, or nothing at all
+
+
+class OwnSchedule(keras.optimizers.schedules.LearningRateSchedule):
+    """As people write them in a notebook: without a configuration."""
+
+    def __init__(self, rate):
+        self.rate = rate
+
+    def __call__(self, step):
+        return self.rate / (1.0 + keras.ops.cast(step, "float32"))
+
+
+class OwnSGD(keras.optimizers.SGD):
+    """Of a class that nothing has registered."""
+
+
+def one_for_each(of_model, of_connection):
+    return keras.optimizers.MultiOptimizer(
+        lambda variable: of_connection if is_connection(variable.path) else of_model
+    )
+
+
+OPTIMIZERS = {
+    "schedule": lambda: keras.optimizers.SGD(OwnSchedule(0.05), momentum=0.9),
+    "lambda": lambda: keras.optimizers.SGD(lambda: 0.05, momentum=0.9),
+    "class": lambda: OwnSGD(0.05, momentum=0.9),
+    "average": lambda: keras.optimizers.Adam(0.01, use_ema=True, ema_momentum=0.5),
+    "several": lambda: one_for_each(keras.optimizers.Adam(0.01), OwnSGD(0.05)),
+    "accumulating": lambda: OwnSGD(0.05, momentum=0.9, gradient_accumulation_steps=2),
+}
+CHANGES = {
+    "merge": lambda model: model.merge(),
+    "disconnect": lambda model: model.disconnect(),
+    "lora": lambda model: model.enable_lora(2),
+}
+
+
+def all_state(model):
+    """Weights and what is trainable of them, in order."""
+    return [(v.path, v.trainable, keras.ops.convert_to_numpy(v).tolist()) for v in model.variables]
+
+
+@pytest.mark.thorough("schedule-merge", "several-disconnect", "accumulating-lora")
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimizer_without_a_configuration_starts_anew(name, change):
+    """It trains on as one that was made for the changed model does."""
+    losses = []
+    for is_new in (False, True):
+        keras.utils.set_random_seed(0)  # LoRA's own weights
+        model, optimizer = make(), OPTIMIZERS[name]()
+        model.compile(optimizer, **QUICK)
+        fit(model, epochs=2)
+        CHANGES[change](model)
+        if is_new:
+            model.compile(OPTIMIZERS[name](), **QUICK)
+        else:
+            assert model.optimizer.inner_optimizer is optimizer
+        losses.append(fit(model, epochs=3)["loss"])
+    assert losses[0] == losses[1] and losses[0][2] < losses[0][0]
+
+
+def test_the_learning_rate_and_what_is_left_out_of_decay_stay():
+    model, optimizer = make(), keras.optimizers.AdamW(0.01, weight_decay=0.5)
+    model.compile(optimizer, **QUICK)
+    optimizer.exclude_from_weight_decay(var_names=["kernel"])
+    fit(model)
+    optimizer.learning_rate = 0.0
+    model.merge()
+    before = connected.weights(model)
+    fit(model)
+    assert optimizer.iterations == 1 and float(optimizer.learning_rate) == 0.0
+    # Decay is a share of the rate, which is 0 here; what is left out is still known.
+    connected.assert_weights_equal(connected.weights(model), before)
+    kernels = [v for v in model.trainable_variables if "kernel" in v.path]
+    assert not any(optimizer._use_weight_decay(v) for v in kernels)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0,), "`rank` must be an integer >= 1"),
+        (("two",), "`rank` must be an integer"),
+        ((2, ["querry"]), r"`target_layer_names` must be names .*'query'.*\['querry'\]"),
+        ((2, ["query", "norm"]), "`target_layer_names` must be"),
+        ((2, []), "`target_layer_names` must be"),
+    ],
+)
+def test_lora_that_cannot_be_changes_nothing(arguments, message):
+    model = make()
+    model.compile(keras.optimizers.SGD(0.01), **QUICK)
+    fit(model)
+    before = all_state(model)
+    with pytest.raises(ValueError, match=message):
+        model.enable_lora(*arguments)
+    assert all_state(model) == before
+    fit(model)
+
+
+def test_a_second_lora_changes_nothing(monkeypatch):
+    model = make()
+    model.enable_lora(2)
+    model.compile(keras.optimizers.SGD(0.01), **QUICK)
+    before = all_state(model)
+    with pytest.raises(ValueError, match=r"LoRA is enabled already.*rank=3"):
+        model.enable_lora(3)
+    assert all_state(model) == before
+    fit(model)
+
+    other = make()  # what KerasHub refuses on its own, behind its first changes
+    before = all_state(other)
+
+    def fail(*_):
+        other.causal_lm.backbone.trainable = False
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(type(other.causal_lm.backbone), "enable_lora", fail)
+    with pytest.raises(RuntimeError, match="no"):
+        other.enable_lora(2)
+    assert all_state(other) == before

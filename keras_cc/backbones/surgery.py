@@ -15,6 +15,9 @@ Why each is needed:
 - `variable._value`: on JAX, None while a trainer holds the value; reading `value` then fails.
 - `model._flatten_layers`: all sublayers; `Model.layers` lists the top only. Loaded int4 layers
   are repaired among them: Keras 3.15 forgets that their inputs are not quantised.
+- `optimizer._variables`, `_iterations`, `_trainable_variables`, `_trainable_variables_indices`,
+  `_inner_optimizers`: an optimizer's state, which Keras can make once. A copy goes through its
+  configuration, which schedules, lambdas and classes of a user's own need not have.
 - `backbone._lora_enabled_layers`: KerasHub's `save_lora_weights` knows the layers that carry LoRA
   by their place in the list of all, which connecting changes.
 """
@@ -25,6 +28,7 @@ from keras import ops
 from keras_cc.backbones import taps
 from keras_cc.backbones.families import family_of, owner_of
 from keras_cc.layers import AdaptedFeedForward, CCFeedForward, FlareProjection
+from keras_cc.options import count
 
 #: What a connection wraps layers in.
 WRAPPERS = (CCFeedForward, FlareProjection)
@@ -119,6 +123,53 @@ def train_only(causal_lm, variables):
         variable.trainable = id(variable) in chosen
     # Compiled for others.
     causal_lm.generate_function = causal_lm.train_function = None
+
+
+def enable_lora(backbone, rank, target_layer_names=None):
+    """KerasHub's `enable_lora`, or an error before anything has changed.
+
+    Args:
+        backbone: a KerasHub backbone.
+        rank: int.
+        target_layer_names: names of layers, or None.
+
+    Raises:
+        ValueError: for a rank that is none, names of which no layer can carry LoRA, and a layer
+            that carries it already.
+    """
+    rank = count("rank", rank, least=1)
+    able = {layer.name for layer in all_layers(backbone) if hasattr(layer, "enable_lora")}
+    wrong = not target_layer_names or set(target_layer_names) - able
+    if target_layer_names is not None and wrong:
+        raise ValueError(
+            "`target_layer_names` must be names of layers that can carry LoRA, some of "
+            f"{sorted(able)}. Received: target_layer_names={target_layer_names!r}"
+        )
+    if any(layer.lora_enabled for layer in all_layers(backbone) if hasattr(layer, "lora_enabled")):
+        raise ValueError(
+            "LoRA is enabled already, and Keras has no second one a layer: train on, or load the "
+            f"model again for another rank. Received: rank={rank} for a model that carries LoRA"
+        )
+    flags = [(owner, owner.trainable) for owner in (*all_layers(backbone), *backbone.variables)]
+    try:
+        backbone.enable_lora(rank, target_layer_names)
+    except BaseException:
+        for owner, trainable in flags:
+            owner.trainable = trainable
+        raise
+
+
+def reset_optimizer(optimizer):
+    """Have an optimizer start anew: its options and learning rate stay, what it has summed goes."""
+    inner = getattr(optimizer, "inner_optimizer", None)
+    others = getattr(optimizer, "_inner_optimizers", [])
+    for one in others if inner is None else [inner]:
+        reset_optimizer(one)
+    kept = (optimizer._iterations, getattr(optimizer, "_learning_rate", None))
+    optimizer._variables[:] = [v for v in optimizer._variables if any(v is k for k in kept)]
+    optimizer._iterations.assign(0)
+    optimizer._trainable_variables, optimizer._trainable_variables_indices = [], {}
+    optimizer.built = False
 
 
 def disconnect(causal_lm, fold):

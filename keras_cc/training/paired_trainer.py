@@ -201,6 +201,11 @@ class PairedTrainer(keras.Model):
             self.causal_lm.compile(sampler=sampler)
         self._warn_of_pure_bfloat16()
 
+    def start_training_anew(self):
+        """Have the optimizer begin at its first step, whatever is trainable by then."""
+        surgery.reset_optimizer(self.optimizer)
+        self.train_function, self._micro_steps, self._fitted = None, 0, None
+
     def get_compile_config(self):
         config = super().get_compile_config()
         if config and self.causal_lm.compiled:
