@@ -11,6 +11,7 @@ from keras_cc.passes import pairing, runs
 from keras_cc.passes.positions import gather
 from keras_cc.preprocessing import CCPreprocessor
 from keras_cc.training.paired_trainer import PairedTrainer
+from keras_cc.training.training_state import TrainingState
 from keras_cc.training.untrained_weights import UntrainedWeights
 
 
@@ -118,6 +119,7 @@ class CCCausalLM(PairedTrainer):
         if self.connection is not None:
             self._attached.value = surgery.connect(causal_lm, self.connection)
         self.causal_lm = causal_lm
+        self.training_state = TrainingState(self)
         blocks = runs.untrained_blocks(self.objectives, self.num_blocks)
         self.untrained_weights = UntrainedWeights(max(blocks) + 1) if blocks else None
         self._lens = Untracked(None)
@@ -507,6 +509,7 @@ class CCCausalLM(PairedTrainer):
             objectives=[keras.saving.serialize_keras_object(o) for o in self.objectives],
             intervention=keras.saving.serialize_keras_object(self.intervention),
             preprocessor=preprocessor,
+            trains=surgery.what_trains(self.causal_lm),
         )
         return config
 
@@ -519,7 +522,11 @@ class CCCausalLM(PairedTrainer):
         preprocessor = config["preprocessor"]
         if preprocessor is not None and preprocessor.preprocessor is None:
             preprocessor.preprocessor = inner
-        return cls(**config)
+        trains = config.pop("trains", None)
+        model = cls(**config)
+        if trains is not None:
+            surgery.restore_what_trains(model.causal_lm, trains)
+        return model
 
 
 class Untracked:

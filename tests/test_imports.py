@@ -46,7 +46,12 @@ LEVELS = (
         "generation",
     ),
     ("distillation.*", "callbacks.*", "training", "training.guards"),
-    ("training.own_answers", "training.paired_trainer", "training.untrained_weights"),
+    (
+        "training.own_answers",
+        "training.paired_trainer",
+        "training.training_state",
+        "training.untrained_weights",
+    ),
     ("cc_causal_lm",),
     ("laboratory.*", "demo.*", "presets", "export.*", "recipes"),
     ("evaluation.*",),
@@ -63,6 +68,7 @@ OPTIONAL = {
     "torch",
     "grain",
     "babel",
+    "phonenumbers",
     "gguf",
     "keras_hub",
     "lm_eval",
@@ -150,7 +156,7 @@ def own_imports(name):
 class TestLayering:
     def test_the_modules_are_found(self):
         assert {"keras_cc", "keras_cc.layers.alignment", "keras_cc.data.batches"} <= set(MODULES)
-        expected = {"backbones.families", "backbones.taps", "layers"}
+        expected = {"backbones.families", "backbones.taps", "layers", "options"}
         assert own_imports("keras_cc.backbones.surgery") == {f"keras_cc.{n}" for n in expected}
 
     def test_every_module_is_listed(self):

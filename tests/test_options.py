@@ -8,6 +8,7 @@ from keras_cc import options
 pytestmark = pytest.mark.once
 
 NAN, INF = float("nan"), float("inf")
+ALL_OR_UPPER = r"one of \('all', 'upper'\)"
 
 
 @pytest.mark.parametrize(
@@ -62,8 +63,16 @@ def test_right_values(check, value, kept):
         ),
         (lambda v: options.block("o", v), "an integer, a block number", [0.5, True, "0"]),
         (lambda v: options.block_or_share("o", v), "an integer, a block", [0.0, 1.0, True, "0"]),
-        (lambda v: options.blocks("o", v), '"all" or a sequence of block numbers', ["", "none"]),
-        (lambda v: options.blocks("o", v), '"all" or a non-empty', [[], [1.0], [True], 3, None]),
+        (
+            lambda v: options.blocks("o", v),
+            r"one of \('all', 'upper'\) or a sequence of block numbers",
+            ["", "none"],
+        ),
+        (
+            lambda v: options.blocks("o", v),
+            r"one of \('all', 'upper'\) or a non-empty",
+            [[], [1.0], [True], 3, None],
+        ),
     ],
 )
 def test_wrong_values(check, wanted, values):

@@ -18,8 +18,8 @@ Why each is needed:
 - `optimizer._variables`, `_iterations`, `_trainable_variables`, `_trainable_variables_indices`,
   `_inner_optimizers`: an optimizer's state, which Keras can make once. A copy goes through its
   configuration, which schedules, lambdas and classes of a user's own need not have.
-- `backbone._lora_enabled_layers`: KerasHub's `save_lora_weights` knows the layers that carry LoRA
-  by their place in the list of all, which connecting changes.
+- `backbone._lora_enabled_layers`, `_lora_rank`: KerasHub's `save_lora_weights` knows the layers
+  that carry LoRA by their place in the list of all, which connecting changes.
 """
 
 import keras
@@ -157,6 +157,61 @@ def enable_lora(backbone, rank, target_layer_names=None):
         for owner, trainable in flags:
             owner.trainable = trainable
         raise
+
+
+def lora_layers(causal_lm):
+    """The layers that carry LoRA, by their place among all."""
+    return {
+        number: layer
+        for number, layer in enumerate(all_layers(causal_lm))
+        if getattr(layer, "lora_enabled", False)
+    }
+
+
+def seeds(model):
+    """Where each generator of random numbers stands: the layers', the model's, the sampler's."""
+    sampler = getattr(model.causal_lm, "sampler", None)
+    found = [*model.variables, *(() if sampler is None else sampler.variables)]
+    return [variable for variable in found if variable.name == "seed_generator_state"]
+
+
+def what_trains(causal_lm):
+    """What of a model trains, as JSON holds it; None where that is what a new one trains.
+
+    Args:
+        causal_lm: a KerasHub causal language model, connected or not.
+
+    Returns:
+        A dict for `restore_what_trains`: `lora`, from a layer's place to its rank and alpha, and
+        `frozen`, the places of `trainable_flags` that are not trainable.
+    """
+    lora = {str(n): [x.lora_rank, x.lora_alpha] for n, x in lora_layers(causal_lm).items()}
+    flags = trainable_flags(causal_lm)
+    frozen = [place for place, (_, trainable) in enumerate(flags) if not trainable]
+    return {"lora": lora, "frozen": frozen, "of": len(flags)} if lora or frozen else None
+
+
+def restore_what_trains(causal_lm, trains):
+    """Have a model of the same layers train what `what_trains` said.
+
+    Raises:
+        ValueError: for a model of another number of layers and weights.
+    """
+    layers = all_layers(causal_lm)
+    backbone = causal_lm.backbone
+    for number, (rank, alpha) in trains["lora"].items():
+        layers[int(number)].enable_lora(rank, lora_alpha=alpha)
+        backbone._lora_enabled_layers, backbone._lora_rank = [], rank
+    number_lora_layers(backbone)
+    flags = trainable_flags(causal_lm)
+    if len(flags) != trains["of"]:
+        raise ValueError(
+            f"The saved model had {trains['of']} layers and weights whose training is known. "
+            f"Received: a model with {len(flags)}"
+        )
+    frozen = set(trains["frozen"])
+    for place, (owner, _) in enumerate(flags):
+        owner.trainable = place not in frozen
 
 
 def reset_optimizer(optimizer):

@@ -20,6 +20,7 @@ from keras_cc.comparison.experiment import UNTUNED
 from keras_cc.comparison.mixing import mix
 from keras_cc.comparison.rows import spread
 from keras_cc.comparison.transfer import Transfer
+from keras_cc.demo import laboratory_preset
 from keras_cc.evaluation import Task, choice, evaluate
 from keras_cc.evaluation.metrics import normalize
 from keras_cc.evaluation.nats import answer_ids, answer_nats, by_language, pivot_ids, texts
@@ -104,7 +105,15 @@ def run_transfer(experiment: Transfer, verbose: "int | str" = "auto") -> dict[st
             "truncated": model.preprocessor.truncated_count,
         },
         "machine": machine(),
+        **_laboratory(experiment),
     }
+
+
+def _laboratory(experiment):
+    """Which of its models a cell of the laboratory is of."""
+    if experiment.model != relations.LABORATORY:
+        return {}
+    return {"fingerprint": laboratory_preset.fingerprint()}
 
 
 def training_rows(experiment: Transfer, rows: Mapping[str, Any], takes_pairs: bool) -> list:

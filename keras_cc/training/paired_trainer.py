@@ -204,6 +204,7 @@ class PairedTrainer(keras.Model):
     def start_training_anew(self):
         """Have the optimizer begin at its first step, whatever is trainable by then."""
         surgery.reset_optimizer(self.optimizer)
+        self.optimizer.build(self.trainable_variables)  # a saved file has all of its variables
         self.train_function, self._micro_steps, self._fitted = None, 0, None
 
     def get_compile_config(self):

@@ -321,7 +321,7 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("name", "values", "wrong"),
         [
-            ("alignment", "'attention', 'mean', 'last'", ["max", None]),
+            ("alignment", "'attention', 'mean', 'last', 'answer'", ["max", None]),
             ("transform", "'linear', 'low_rank', 'mlp', None", ["full", 1]),
             ("alignment_gradient", "'transform', 'stream', 'full'", ["none", True]),
             ("alignment_error", "'relative', 'plain'", ["absolute", None]),
