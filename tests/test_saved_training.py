@@ -7,6 +7,7 @@ import pytest
 import tiny
 from connected import QUICK, logits, monolingual
 
+import keras_cc
 from keras_cc import CCCausalLM, FusedConnection
 
 X, Y, WEIGHTS = tiny.batch()
@@ -119,3 +120,45 @@ def test_a_model_that_was_merged_goes_on(tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     np.testing.assert_allclose(fit(loaded, 2), fit(model, 2), rtol=1e-6)
+
+
+class Stop(keras.callbacks.Callback):
+    def __init__(self, after):
+        super().__init__()
+        self.after = after
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.after -= 1
+        self.model.stop_training = not self.after
+
+
+@pytest.mark.parametrize("alternate", [False, True])
+def test_an_accumulation_group_goes_on_where_it_was(alternate, tmp_path):
+    """Micro-batches of other lengths, so that a group that began elsewhere has other weights."""
+
+    def make():
+        keras.utils.set_random_seed(0)
+        objective = keras_cc.DFT(alternating=True) if alternate else ()
+        model = CCCausalLM(tiny.causal_lm(), FusedConnection(dropout=0.0), objective)
+        connected.train_connection(model)
+        model.compile(keras.optimizers.SGD(0.05, gradient_accumulation_steps=3), **QUICK)
+        return model
+
+    def fit(model, epochs, *callbacks):
+        options = {"batch_size": 1, "verbose": 0, "shuffle": False, "epochs": epochs}
+        model.fit(X, Y, sample_weight=WEIGHTS, callbacks=[*callbacks], **options)
+
+    parts = make()
+    fit(parts, 2, Stop(4))  # one micro-batch into the second group
+    parts.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    before = connected.weights(parts)
+    fit(parts, 1, Stop(1))
+    connected.assert_weights_equal(connected.weights(parts), before)  # two of three
+    fit(parts, 1, Stop(1))
+    assert connected.moved(before, connected.weights(parts))
+    fit(loaded, 1, Stop(1))
+    fit(loaded, 1, Stop(1))
+    fit(parts, 4)
+    fit(loaded, 4)
+    connected.assert_weights_equal(connected.weights(loaded), connected.weights(parts))

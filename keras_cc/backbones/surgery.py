@@ -159,6 +159,15 @@ def enable_lora(backbone, rank, target_layer_names=None):
         raise
 
 
+def micro_steps(optimizer):
+    """How many micro-batches an optimizer has seen, those that loss scaling left out not counted.
+
+    It is where its next accumulation group begins, and a part of what is saved of it.
+    """
+    counter = getattr(optimizer, "inner_optimizer", optimizer)._iterations
+    return int(ops.convert_to_numpy(counter))
+
+
 def lora_layers(causal_lm):
     """The layers that carry LoRA, by their place among all."""
     return {

@@ -55,8 +55,6 @@ class PairedTrainer(keras.Model):
         self.accuracy_tracker = keras.metrics.Mean(name="token_accuracy")
         self.connected_loss_tracker = keras.metrics.Mean(name="connected_sft_loss")
         self.last_rows = LastRows(name="last_rows")
-        # Micro-batches that the optimizer has seen: where its next accumulation group begins.
-        self._micro_steps = 0
         self._fitted = None  # what `fit` trains since the model was compiled
 
     # ---------------------------------------------------------------- loss and metrics
@@ -194,7 +192,7 @@ class PairedTrainer(keras.Model):
             is_half = self.causal_lm.backbone.compute_dtype == "float16"
             guard = {} if is_half else {"initial_scale": 1.0, "dynamic_growth_steps": 2**31 - 1}
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer, **guard)
-        self._micro_steps, self._fitted = 0, None
+        self._fitted = None
         kwargs["auto_scale_loss"] = False
         super().compile(optimizer=optimizer, **kwargs)
         if sampler is not None:
@@ -205,7 +203,7 @@ class PairedTrainer(keras.Model):
         """Have the optimizer begin at its first step, whatever is trainable by then."""
         surgery.reset_optimizer(self.optimizer)
         self.optimizer.build(self.trainable_variables)  # a saved file has all of its variables
-        self.train_function, self._micro_steps, self._fitted = None, 0, None
+        self.train_function = self._fitted = None
 
     def get_compile_config(self):
         config = super().get_compile_config()
@@ -302,7 +300,7 @@ class PairedTrainer(keras.Model):
             answers="some" if self.learns_from_prompts else "all",
             method=self.method,
             own_answers=answers,
-            step=self._micro_steps,
+            step=surgery.micro_steps(self.optimizer) if self.compiled else 0,
         )
         unanswered, says = batches.known_unanswered, kwargs.get("verbose", "auto")
         if unanswered and says:
@@ -331,7 +329,6 @@ class PairedTrainer(keras.Model):
                 ],
                 **kwargs,
             )
-        self._micro_steps = batches.step
         if says:
             print(batches.padding_share())
             if answers is not None and answers.refreshes:
