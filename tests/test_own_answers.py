@@ -238,6 +238,39 @@ def test_the_divergence_counts_own_answers_too(monkeypatch):
     assert found == pytest.approx(total / tokens, rel=2e-4)
 
 
+def test_what_the_teacher_is_not_sure_of_is_not_taught(monkeypatch):
+    """Neither is it, in the denominator, as if it were not there."""
+    losses, likely = {}, {}
+    for least in (0.0, None, 1.0):
+        if least is None:  # between the second and the third own answer, by their least token
+            least = sum(sorted(likely.values())[1:3]) / 2
+        made = model(SelfDistillation("pivot", refresh=1, least_confidence=least))
+        say(monkeypatch, said_of)
+        found = fit(made)["self_distillation_loss"][0]
+        numpy_model, total, tokens = reference(made), 0.0, 0
+        for number, one in enumerate(packed(made, [row for row in MIXED if row["lang"] != "en"])):
+            is_own = len(one.ids) == one.prompt_length
+            answer = said_of(tuple(one.ids)) if is_own else one.ids[one.prompt_length :]
+            q, p = (
+                np.log(softmax(numpy_model.stock(np.array([*ids, *answer]))[len(ids) - 1 : -1]))
+                for ids in (one.pivot, one.ids[: one.prompt_length])
+            )
+            lowest = np.exp(q)[np.arange(len(answer)), answer].min()
+            if is_own:
+                likely[number] = lowest
+            if not is_own or lowest >= least:
+                total += (np.exp(q) * (q - p)).sum()
+            tokens += len(answer)
+        assert found == pytest.approx(total / tokens, rel=2e-4)
+        losses[least] = found
+    assert len(likely) == 4 and len(set(losses.values())) == 3
+
+
+def softmax(logits):
+    exp = np.exp(logits - logits.max(-1, keepdims=True))
+    return exp / exp.sum(-1, keepdims=True)
+
+
 def test_accumulated_micro_batches_are_the_whole_batch(monkeypatch):
     say(monkeypatch, said_of)
     found = []
@@ -276,6 +309,11 @@ def test_training_on_own_answers_teaches_them(monkeypatch):
     [
         ({"divergence": "labels"}, "`divergence` can be 'labels' with `refresh`"),
         ({"divergence": "labels", "refresh": 2, "temperature": 2.0}, "`divergence` can be 'lab"),
+        ({"least_confidence": 2}, "`least_confidence` must be a number"),
+        (
+            {"divergence": "labels", "refresh": 2, "least_confidence": 0.5},
+            "`least_confidence` must be 0 for 'labels'",
+        ),
         ({"refresh": 0}, "`refresh` must be an integer >= 1"),
         ({"start": -1}, "`start` must be an integer >= 0"),
         ({"max_new_tokens": 1}, "`max_new_tokens` must be an integer >= 2"),

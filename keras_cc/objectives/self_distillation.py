@@ -58,6 +58,10 @@ class SelfDistillation(Objective):
             pivot that are asked in turn, so that the model learns to say in the target's language
             what it has just said in the pivot's. It begins at `start`; `refresh` steps later the
             first rows without an answer get theirs.
+        least_confidence: float in [0, 1]: an own answer is taught while the teacher holds each of
+            its tokens at least so likely, and counts 0 otherwise. A teacher that is not sure yet
+            would be held to what it got wrong: what it learns later is against its own student.
+            Not for `"labels"`, where no teacher is asked while the student learns.
         weight: float >= 0, the loss's weight beside the task loss.
         alternating: bool, whether steps take turns with the task loss.
 
@@ -91,6 +95,7 @@ class SelfDistillation(Objective):
         start=0,
         max_new_tokens=32,
         practice=0.5,
+        least_confidence=0.0,
     ):
         super().__init__(weight, alternating)
         self.teacher = choice("teacher", teacher, TEACHERS)
@@ -100,6 +105,12 @@ class SelfDistillation(Objective):
         self.start = count("start", start)
         self.max_new_tokens = count("max_new_tokens", max_new_tokens, least=2)
         self.practice = number("practice", practice, most=1)
+        self.least_confidence = number("least_confidence", least_confidence, most=1)
+        if self.least_confidence and divergence == "labels":
+            raise ValueError(
+                "`least_confidence` must be 0 for 'labels': no teacher is asked while the student "
+                f"learns. Received: least_confidence={least_confidence!r}"
+            )
         if teacher == "in_turn" and divergence != "labels":
             raise ValueError(
                 "`divergence` must be 'labels' with the teacher 'in_turn', whose context has an "
@@ -141,7 +152,17 @@ class SelfDistillation(Objective):
         teacher = ops.stop_gradient(self._log_probabilities(states, self.teacher))
         student = self._log_probabilities(states, "student")
         of, by = (teacher, student) if self.divergence == "forward" else (student, teacher)
-        return row_sums(self.temperature**2 * divergence(of, by), counted)
+        values = self.temperature**2 * divergence(of, by)
+        if self.least_confidence:
+            taught = self._is_taught(states, counted)
+            values = ops.where(taught[:, None], values, 0.0)
+        return row_sums(values, counted)
+
+    def _is_taught(self, states, counted):
+        """Bool `(B,)`: all rows but own answers with a token that the teacher is not sure of."""
+        likely = ops.exp(-token_cross_entropy(states.logits(self.teacher), states.labels))
+        least = ops.min(ops.where(counted, likely, 1.0), axis=1)
+        return ops.logical_or(least >= self.least_confidence, ops.logical_not(states.is_own))
 
     def _log_probabilities(self, states, name):
         return ops.log_softmax(ops.cast(states.logits(name), "float32") / self.temperature)
@@ -155,6 +176,7 @@ class SelfDistillation(Objective):
             "start": self.start,
             "max_new_tokens": self.max_new_tokens,
             "practice": self.practice,
+            "least_confidence": self.least_confidence,
             **super().get_config(),
         }
 
