@@ -1,5 +1,11 @@
-"""The weights of connection and intervention in a file of their own, options beside them."""
+"""The weights of connection and intervention in a file of their own, options beside them.
 
+The options hold a checksum of the weights' file and one of themselves: one damaged byte anywhere is
+found before anything is read into a model. It is against accidents, and not against an enemy, who
+can write both.
+"""
+
+import hashlib
 import json
 import os
 
@@ -9,7 +15,7 @@ from keras import ops
 
 from keras_cc.whole_files import whole_file
 
-FORMAT = 2
+FORMAT = 3
 # Options that other weights, or another use of them, come from.
 _OPTIONS = {
     *("gate", "transform", "rank", "alpha", "layers", "alignment", "sink_tokens", "site"),
@@ -45,10 +51,13 @@ def write(path, weights, options, backbone):
     path = os.fspath(path)
     write_weights = _by_ending(path, {".safetensors": _write_safetensors, ".weights.h5": _write_h5})
     options = {"format": FORMAT, **options, "backbone": backbone_facts(backbone)}
+    options["shapes"] = {key: list(value.shape) for key, value in weights.items()}
     with whole_file(path) as unfinished:
         write_weights(unfinished, weights)
+        options["weights_sha256"] = _file_digest(unfinished)
+    options["sha256"] = _digest(options)
     with whole_file(_options_path(path)) as unfinished:
-        unfinished.write_text(json.dumps(options, indent=2) + "\n", encoding="utf-8")
+        unfinished.write_bytes(_as_bytes(options))
 
 
 def load(model, path):
@@ -79,12 +88,11 @@ def read(path, backbone):
             raise ValueError(
                 f"`path` must be what `save_cc_weights` wrote. Received: no {needed!r}"
             )
-    with open(_options_path(path), encoding="utf-8") as file:
-        options = json.load(file)
-    if options.get("format") != FORMAT:
+    options = _read_options(_options_path(path))
+    if options.get("weights_sha256") != _file_digest(path):
         raise ValueError(
-            f"`path` must be of format {FORMAT}, which this version of keras_cc reads. "
-            f"Received: format={options.get('format')!r} in {_options_path(path)!r}"
+            f"`path` must hold the weights that {_options_path(path)!r} was written with: it is "
+            f"damaged, or another file. Copy both again, or save anew. Received: path={path!r}"
         )
     here = backbone_facts(backbone)
     if options["backbone"] != here:
@@ -93,6 +101,41 @@ def read(path, backbone):
             f"Received: weights for {options['backbone']}"
         )
     return read_weights(path), options
+
+
+def _read_options(path):
+    with open(path, "rb") as file:
+        content = file.read()
+    try:
+        options = json.loads(content)
+        is_whole = content == _as_bytes(options)
+        found = options.pop("sha256", None)
+    except (ValueError, AttributeError, RecursionError):  # not UTF-8, JSON, or a dict
+        options, is_whole, found = {}, False, None
+    if is_whole and options.get("format") != FORMAT:
+        raise ValueError(
+            f"`path` must be of format {FORMAT}, which this version of keras_cc reads. "
+            f"Received: format={options.get('format')!r} in {path!r}"
+        )
+    if not is_whole or found != _digest(options):
+        raise ValueError(
+            "`path` has options that are damaged, or were changed by hand: copy them again, or "
+            f"save anew. Received: {path!r}"
+        )
+    return options
+
+
+def _as_bytes(options):
+    return (json.dumps(options, indent=2) + "\n").encode()
+
+
+def _file_digest(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(options):
+    return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()
 
 
 def check_shapes(path, weights, variables):

@@ -1,8 +1,10 @@
 """Merging, disconnecting and saving: what comes back is the stock model, or the same model."""
 
 import gc
+import hashlib
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -420,6 +422,45 @@ def test_saving_never_leaves_half_a_file(ending, tmp_path, monkeypatch):
     np.testing.assert_equal(read(path), before)
 
 
+def sign(path, **changes):
+    """Have the options say that the weights are as they are now."""
+    options = json.loads(pathlib.Path(path + ".json").read_text(encoding="utf-8"))
+    options |= changes
+    del options["sha256"]
+    options["weights_sha256"] = hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
+    content = json.dumps(options, sort_keys=True).encode()
+    options["sha256"] = hashlib.sha256(content).hexdigest()
+    text = json.dumps(options, indent=2) + "\n"
+    pathlib.Path(path + ".json").write_text(text, encoding="utf-8")
+
+
+@pytest.mark.thorough(".safetensors")
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_damage_anywhere_is_found_before_anything_changes(ending, tmp_path, request):
+    """One byte that is another, a tail that is missing, bytes that are too many."""
+    path = tmp_path / f"connection{ending}"
+    model, random = make(layers=[-1]), np.random.default_rng(0)
+    model.save_cc_weights(path)
+    before = connected.weights(model)
+    count = 1000 if request.config.getoption("--run-large") else 30
+    for name in (path, pathlib.Path(f"{path}.json")):
+        whole = name.read_bytes()
+        for number in range(count):
+            place = int(random.integers(len(whole)))
+            other = bytes([whole[place] ^ int(random.integers(1, 256))])
+            damaged = [
+                whole[:place] + other + whole[place + 1 :],
+                whole[:place],
+                whole + other,
+            ][number % 3]
+            name.write_bytes(damaged)
+            with pytest.raises(ValueError, match=r"damaged|format"):
+                model.load_cc_weights(path)
+        name.write_bytes(whole)
+    connected.assert_weights_equal(connected.weights(model), before, atol=0)
+    model.load_cc_weights(path)
+
+
 def not_loaded(model, path, message):
     before = connected.weights(model)
     with pytest.raises(ValueError, match=message):
@@ -445,16 +486,15 @@ def test_weights_that_do_not_fit_are_refused_with_nothing_changed(ending, tmp_pa
 
     stored = read(path)
     write(path, {**stored, "block_1/decision_gate/bias": np.zeros(4, "float32")})
+    not_loaded(model, path, r"`path` must hold the weights that .*json' was written with")
+    sign(path)
     not_loaded(model, path, r"block_1/decision_gate/bias must have the shape \(16,\).*\(4,\)")
     del stored["block_1/decision_gate/bias"]
     write(path, stored)
+    sign(path)
     not_loaded(model, path, r"`path` must hold exactly the weights .*Received: \[")
-    with open(path + ".json", "r+", encoding="utf-8") as file:
-        options = json.load(file)
-        file.seek(0)
-        json.dump({**options, "format": 1}, file)
-        file.truncate()
-    not_loaded(model, path, r"`path` must be of format 2.*Received: format=1")
+    sign(path, format=1)
+    not_loaded(model, path, r"`path` must be of format 3.*Received: format=1")
     os.unlink(path + ".json")
     not_loaded(model, path, r"must be what `save_cc_weights` wrote. Received: no .*json")
     os.unlink(path)
