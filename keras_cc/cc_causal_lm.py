@@ -114,6 +114,7 @@ class CCCausalLM(PairedTrainer):
         parts = [repr(part) for part in (self.connection, *self.objectives) if part is not None]
         self.method = ", ".join(parts) or "plain fine-tuning"
         self._head = Untracked(surgery.language_model_head(causal_lm))
+        self._max_positions = Untracked(surgery.max_positions(causal_lm.backbone))
         # What the connection put in: "block_3" and the `CCFeedForward` there, and others by name.
         self._attached = Untracked({})
         if self.connection is not None:
@@ -174,6 +175,11 @@ class CCCausalLM(PairedTrainer):
         if positions is not None:
             hidden = gather(hidden, positions)
         return self._head.value(hidden)
+
+    @property
+    def max_positions(self):
+        """Tokens of a row that the model has positions for, or None: they have no end."""
+        return self._max_positions.value
 
     @property
     def num_blocks(self):

@@ -36,6 +36,7 @@ def generate(
             _pivots(model, pivot_prompts, 0)
         return []
     inputs = preprocessor.generate_preprocess(texts, max_length)
+    runs.check_positions(model, inputs["token_ids"].shape[1])
     prompt_lengths = inputs["padding_mask"].sum(axis=1)
     if not runs.is_plain(model):
         reach = min(preprocessor.width_of(prompt_lengths.max()), inputs["token_ids"].shape[1])

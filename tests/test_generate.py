@@ -335,3 +335,22 @@ def test_threads_and_paths_at_once_are_as_one_at_a_time(connection):
     assert len({tuple(texts) for texts in expected}) == len(calls)
     for place, texts in found.items():
         assert texts == [expected[place % len(calls)]] * 3
+
+
+@pytest.mark.parametrize("connection", ["fused", None])
+def test_more_tokens_than_the_model_has_positions_for(connection):
+    tokenizer = connected.tokenizer_of("gpt2")
+    stock = connected.causal_lm("gpt2", tokenizer, max_sequence_length=20)
+    preprocessor = keras_cc.CCPreprocessor(tokenizer, max_length=64, padding="max_length")
+    model = keras_cc.CCCausalLM(stock, connection, preprocessor=preprocessor)
+    model.compile("sgd", sampler="greedy", **connected.QUICK)
+    before = connected.weights(model)
+    message = r"at most 20 tokens, the positions that the model has.*Received: rows of {} tokens"
+    with pytest.raises(ValueError, match=message.format(64)):
+        model.fit(connected.ROWS, batch_size=3, verbose=0)
+    with pytest.raises(ValueError, match=message.format(21)):
+        model.generate(["a"], 21)
+    connected.assert_weights_equal(connected.weights(model), before)
+    assert model.max_positions == 20 and len(model.generate(["a"], 20)) == 1
+    preprocessor.max_length = preprocessor.pivot_max_length = 20
+    model.fit([{"instruction": "a", "output": "b"}], batch_size=1, verbose=0)

@@ -159,6 +159,13 @@ def enable_lora(backbone, rank, target_layer_names=None):
         raise
 
 
+def max_positions(backbone):
+    """Tokens that a backbone has positions for, or None where its positions have no end."""
+    # GPT-NeoX has the number too, and rotary positions, which have no end.
+    is_table = any("position_embedding" in weight.path for weight in backbone.weights)
+    return getattr(backbone, "max_sequence_length", None) if is_table else None
+
+
 def micro_steps(optimizer):
     """How many micro-batches an optimizer has seen, those that loss scaling left out not counted.
 

@@ -101,10 +101,7 @@ class Scorer:
     @property
     def max_length(self) -> "int | None":
         """Tokens that the model has positions for, or None where its positions have no end."""
-        backbone = self.model.causal_lm.backbone
-        # GPT-NeoX has the number too, and rotary positions, which have no end.
-        is_table = any("position_embedding" in weight.path for weight in backbone.weights)
-        return getattr(backbone, "max_sequence_length", None) if is_table else None
+        return self.model.max_positions
 
     def prompt_ids(self, prompts: Sequence[str]) -> list[list[int]]:
         """The ids of prompts under the preprocessor's template, with the start token."""

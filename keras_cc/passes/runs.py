@@ -13,9 +13,21 @@ from keras_cc.passes import pairing, positions
 
 def run(model, inputs, scope, training=False):
     """The backbone's hidden states `(B, T, d)` in a pass."""
+    check_positions(model, inputs["token_ids"].shape[1])
     backbone = model.causal_lm.backbone
     with pairing.enter(scope):
         return backbone({name: inputs[name] for name in backbone.input}, training=training)
+
+
+def check_positions(model, width):
+    """Refuse rows that are wider than the model's table of positions, if it has one."""
+    most = model.max_positions
+    if most is not None and width is not None and width > most:
+        raise ValueError(
+            f"Rows must have at most {most} tokens, the positions that the model has, prompt and "
+            f"answer together: make the preprocessor with `max_length={most}` or less. "
+            f"Received: rows of {width} tokens"
+        )
 
 
 def _run_prompts(model, inputs, scope):
