@@ -122,6 +122,19 @@ def test_a_model_that_was_merged_goes_on(tmp_path):
     np.testing.assert_allclose(fit(loaded, 2), fit(model, 2), rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "Lion", "RMSprop"])
+def test_the_optimizer_in_a_file_is_one_of_every_backend(name, tmp_path):
+    optimizer = getattr(keras.optimizers, name)(0.01, clipnorm=1.0)
+    model = make(None, "all")
+    model.compile(optimizer, **QUICK)
+    config = model.get_compile_config()["optimizer"]
+    inner = config["config"]["inner_optimizer"]
+    assert (inner["module"], inner["class_name"]) == ("keras.optimizers", name)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras").optimizer.inner_optimizer
+    assert type(loaded) is type(optimizer) and loaded.get_config() == optimizer.get_config()
+
+
 class Stop(keras.callbacks.Callback):
     def __init__(self, after):
         super().__init__()

@@ -206,10 +206,13 @@ class PairedTrainer(keras.Model):
         self.train_function = self._fitted = None
 
     def get_compile_config(self):
+        # As `compile_from_config` does, or a file would have fewer variables than what loads it.
+        if self.compiled and not self.optimizer.built:
+            self.optimizer.build(self.trainable_variables)
         config = super().get_compile_config()
         if config and self.causal_lm.compiled:
             config["sampler"] = keras.saving.serialize_keras_object(self.causal_lm.sampler)
-        return config
+        return _for_all_backends(config)
 
     def compile_from_config(self, config):
         # Keras leaves this to a model with a `compile` of its own, and forgets the optimizer.
@@ -398,6 +401,22 @@ class PairedTrainer(keras.Model):
         optimizer = getattr(self, "optimizer", None)
         optimizer = getattr(optimizer, "inner_optimizer", optimizer)
         return getattr(optimizer, "gradient_accumulation_steps", None) or 1
+
+
+def _for_all_backends(config):
+    """A configuration whose optimizers are Keras' own, which each backend has.
+
+    On torch they are classes of that backend, under the same names.
+    """
+    if isinstance(config, list):
+        return [_for_all_backends(value) for value in config]
+    if not isinstance(config, dict):
+        return config
+    config = {name: _for_all_backends(value) for name, value in config.items()}
+    is_torch = str(config.get("module")).startswith("keras.src.backend.torch.optimizers.")
+    if is_torch and hasattr(keras.optimizers, config["class_name"]):
+        config |= {"module": "keras.optimizers", "registered_name": None}
+    return config
 
 
 def _sft_loss(logits, labels, weights):
