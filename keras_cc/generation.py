@@ -11,6 +11,7 @@ import contextlib
 import contextvars
 import threading
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 from keras import ops
@@ -162,7 +163,8 @@ def _function(model, has_pivots):
 class _Made:
     """What was compiled of a model since it last changed: a loop, and the same in a pass."""
 
-    plain = in_pass = None
+    plain: Any = None
+    in_pass: Any = None
 
 
 # Two threads that are the first to ask compile one function and not two.

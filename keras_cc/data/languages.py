@@ -8,6 +8,7 @@ import functools
 from typing import Any
 
 import langcodes
+from langcodes.tag_parser import LanguageTagError
 
 NAMES: dict[str, tuple[str, str]] = {
     "af": ("Afrikaans", "Afrikaans"),
@@ -137,7 +138,7 @@ def _tag(text: str) -> str:
         return _BY_NAME[text.casefold()]
     try:
         return langcodes.standardize_tag(text, macro=True).lower()
-    except langcodes.LanguageTagError:
+    except LanguageTagError:
         return text.lower().replace("_", "-")
 
 
