@@ -281,10 +281,9 @@ RECIPES = {
         ),
         Recipe(
             "self_distillation",
-            "objective: what the model says after the English prompt, where it is sure, taught to "
-            "the other path",
+            "objective: what the model says after the English prompt, taught to the other path",
             "context distillation, Snell et al., arXiv 2209.15189",
-            objectives=lambda: (SelfDistillation("pivot", refresh=50, least_confidence=0.5),),
+            objectives=lambda: (SelfDistillation("pivot", refresh=50),),
         ),
         Recipe(
             "xtune",
