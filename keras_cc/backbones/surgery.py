@@ -18,6 +18,7 @@ Why each is needed:
 - `optimizer._variables`, `_iterations`, `_trainable_variables`, `_trainable_variables_indices`,
   `_inner_optimizers`: an optimizer's state, which Keras can make once. A copy goes through its
   configuration, which schedules, lambdas and classes of a user's own need not have.
+- `keras.src.backend.torch.optimizers`, as a string in saved files: no other backend loads it.
 - `backbone._lora_enabled_layers`, `_lora_rank`: KerasHub's `save_lora_weights` knows the layers
   that carry LoRA by their place in the list of all, which connecting changes.
 """
@@ -228,6 +229,22 @@ def restore_what_trains(causal_lm, trains):
     frozen = set(trains["frozen"])
     for place, (owner, _) in enumerate(flags):
         owner.trainable = place not in frozen
+
+
+def for_all_backends(config):
+    """A configuration whose optimizers are Keras' own, which each backend has.
+
+    On torch they are classes of that backend, under the same names.
+    """
+    if isinstance(config, list):
+        return [for_all_backends(value) for value in config]
+    if not isinstance(config, dict):
+        return config
+    config = {name: for_all_backends(value) for name, value in config.items()}
+    is_torch = str(config.get("module")).startswith("keras.src.backend.torch.optimizers.")
+    if is_torch and hasattr(keras.optimizers, config["class_name"]):
+        config |= {"module": "keras.optimizers", "registered_name": None}
+    return config
 
 
 def reset_optimizer(optimizer):

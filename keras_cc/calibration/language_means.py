@@ -105,16 +105,17 @@ def _rows_by_language(model, source):
     rows = [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]
     found: dict[str, list] = {}
     for number, row in enumerate(rows):
-        lang = columns.plain_text(row.get(preprocessor.lang_column))
+        name = f"row {number}"
+        lang = pairs.read_text(row, preprocessor.lang_column, name)
         if not lang:
             raise ValueError(
                 f"Row {number}: a {preprocessor.lang_column!r} is needed, whose mean it is part "
                 f"of. Received: a row with {sorted(k for k, v in row.items() if v is not None)}"
             )
-        pivot = columns.plain_text(row.get(preprocessor.pivot_column))
-        instruction = columns.plain_text(row.get(preprocessor.instruction_column))
+        pivot = pairs.read_text(row, preprocessor.pivot_column, name)
+        instruction = pairs.read_text(row, preprocessor.instruction_column, name)
         alone = pairs.is_in_pivot_language(lang, instruction, pivot, preprocessor.pivot_language)
-        if not alone and pairs.nonblank(pivot) is not None:
+        if not alone and pivot is not None:
             found.setdefault(lang, []).append(row)
     if not found:
         raise ValueError(

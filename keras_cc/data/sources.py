@@ -137,16 +137,14 @@ def make_source(source: Any, batch_size: int | None = None) -> Source:
         return source
     if isinstance(source, str | bytes):
         raise TypeError(f"Data must be rows, not a string. Received: {describe(source)}")
-    if _is_of("datasets", "DatasetDict", source) or _is_of(
-        "datasets", "IterableDatasetDict", source
-    ):
+    if _is_of(source, "datasets", "DatasetDict", "IterableDatasetDict"):
         raise TypeError(
             f"Data must be one split, such as `dataset[{next(iter(source), 'train')!r}]`. "
             f"Received: a {type(source).__name__} of the splits {list(source)}"
         )
-    if _is_of("datasets", "Dataset", source):
+    if _is_of(source, "datasets", "Dataset"):
         return _hugging_face_source(source, size)
-    if any(_is_of(module, "DataFrame", source) for module in ("pandas", "polars")):
+    if any(_is_of(source, module, "DataFrame") for module in ("pandas", "polars")):
         source = {str(name): source[name].to_list() for name in source.columns}
     if isinstance(source, Mapping):
         return _columns_source(source, size)
@@ -178,8 +176,8 @@ def make_source(source: Any, batch_size: int | None = None) -> Source:
     raise TypeError(
         "Data must be a list of row dicts, a dict of columns, (x, y, sample_weight), a "
         "DataFrame, a datasets.Dataset, a tf.data.Dataset, a grain dataset, a torch DataLoader, "
-        "a keras.utils.PyDataset, an "
-        f"iterable, or a function that returns an iterator. Received: {describe(source)}"
+        "a keras.utils.PyDataset, an iterable, or a function that returns an iterator. "
+        f"Received: {describe(source)}"
     )
 
 
@@ -189,10 +187,10 @@ def read_once(source: Source, batches: int | None) -> Source:
     return StreamSource(lambda: kept, DEFAULT_BATCH_SIZE, lambda: len(kept))
 
 
-def _is_of(module: str, name: str, source: Any) -> bool:
-    """Whether this is an object of another library's class; who has one has imported it."""
-    kind = getattr(sys.modules.get(module), name, None)
-    return isinstance(kind, type) and isinstance(source, kind)
+def _is_of(source: Any, module: str, *names: str) -> bool:
+    """Whether this is of a class of another library's; who has one has imported it."""
+    kinds = (getattr(sys.modules.get(module), name, None) for name in names)
+    return any(isinstance(kind, type) and isinstance(source, kind) for kind in kinds)
 
 
 def _hugging_face_source(dataset: Any, batch_size: int) -> Source:

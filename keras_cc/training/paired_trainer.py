@@ -212,7 +212,7 @@ class PairedTrainer(keras.Model):
         config = super().get_compile_config()
         if config and self.causal_lm.compiled:
             config["sampler"] = keras.saving.serialize_keras_object(self.causal_lm.sampler)
-        return _for_all_backends(config)
+        return surgery.for_all_backends(config)
 
     def compile_from_config(self, config):
         # Keras leaves this to a model with a `compile` of its own, and forgets the optimizer.
@@ -401,22 +401,6 @@ class PairedTrainer(keras.Model):
         optimizer = getattr(self, "optimizer", None)
         optimizer = getattr(optimizer, "inner_optimizer", optimizer)
         return getattr(optimizer, "gradient_accumulation_steps", None) or 1
-
-
-def _for_all_backends(config):
-    """A configuration whose optimizers are Keras' own, which each backend has.
-
-    On torch they are classes of that backend, under the same names.
-    """
-    if isinstance(config, list):
-        return [_for_all_backends(value) for value in config]
-    if not isinstance(config, dict):
-        return config
-    config = {name: _for_all_backends(value) for name, value in config.items()}
-    is_torch = str(config.get("module")).startswith("keras.src.backend.torch.optimizers.")
-    if is_torch and hasattr(keras.optimizers, config["class_name"]):
-        config |= {"module": "keras.optimizers", "registered_name": None}
-    return config
 
 
 def _sft_loss(logits, labels, weights):
