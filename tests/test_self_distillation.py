@@ -121,6 +121,28 @@ def test_the_gradient_is_that_of_the_student_alone(teacher, connection):
             assert np.abs(one).max() > 1e-5, variable.path
 
 
+@pytest.mark.thorough("in_context-answer")
+@pytest.mark.parametrize("alignment", ["attention", "answer"])
+@pytest.mark.parametrize("teacher", ["connected", "in_context", "pivot"])
+def test_batches_of_other_widths(teacher, alignment):
+    """TensorFlow traces the step for any width from the second one on: none is known then."""
+    connection = FusedConnection(alignment=alignment, dropout=0.0)
+    model = CCCausalLM(tiny.causal_lm("llama3"), connection, SelfDistillation(teacher))
+    connected.train_connection(model)
+    model.compile(keras.optimizers.SGD(0.0), jit_compile=False)
+    losses = []
+    for more in (0, 1, 3):
+        x = {
+            name: np.pad(value, [(0, 0), (0, more)]) if value.ndim == 2 else value
+            for name, value in X.items()
+        }
+        y, weights = (np.pad(value, [(0, 0), (0, more)]) for value in (Y, WEIGHTS))
+        losses.append(fit(model, (x, y, weights))["self_distillation_loss"][0])
+        scores = model.evaluate(x, y, sample_weight=weights, verbose=0, return_dict=True)
+        losses.append(scores["self_distillation_loss"])
+    np.testing.assert_allclose(losses, losses[0], rtol=1e-4)
+
+
 @pytest.mark.thorough
 def test_accumulated_micro_batches_are_the_whole_batch():
     order = [0, 1, 3, 4, 2, 5]  # three pairs, then one

@@ -209,7 +209,7 @@ def _behind_prompts(inputs):
     """
     start = positions.answer_start(inputs)
     length = ops.sum(ops.cast(inputs["pivot_padding_mask"], "int32"), axis=1)
-    place = ops.arange(inputs["token_ids"].shape[1], dtype="int32")
+    place = ops.arange(ops.shape(inputs["token_ids"])[1], dtype="int32")
     behind = place[None, :] - (start - 1)[:, None]
     return behind, behind + (length - 1)[:, None]
 

@@ -160,7 +160,7 @@ class CCFeedForward(keras.layers.Layer):
             pivot = ops.stop_gradient(pivot)
         if self.alignment == "answer":
             places = scope.at(scope.places, target)  # beyond the answer there may be none
-            aligned = positions.gather(pivot, ops.clip(places, 0, pivot.shape[1] - 1))
+            aligned = positions.gather(pivot, ops.clip(places, 0, ops.shape(pivot)[1] - 1))
         else:
             aligned = align(pivot, target, scope.pivot.mask, self.alignment)
         if self.decision_gate is None:

@@ -71,7 +71,8 @@ def joined(first, length, second, start, width):
     place = ops.arange(width, dtype="int32")[None, :]
     length, start = (ops.cast(value, "int32")[:, None] for value in (length, start))
     both = ops.concatenate([first, second], axis=1)
-    in_second = ops.clip(place - length + start, 0, second.shape[1] - 1) + first.shape[1]
+    in_second = ops.clip(place - length + start, 0, ops.shape(second)[1] - 1)
+    in_second = in_second + ops.shape(first)[1]
     return gather(both, ops.where(place < length, place, in_second))
 
 

@@ -40,8 +40,8 @@ def _run_prompts(model, inputs, scope):
         run(model, inputs, scope)
         return
     names = ("token_ids", "padding_mask")
-    run(model, {**inputs, **{name: inputs[name][:, : reach.shape[0]] for name in names}}, scope)
-    beyond = inputs["token_ids"].shape[1] - reach.shape[0]
+    run(model, {**inputs, **{name: inputs[name][:, : ops.shape(reach)[0]] for name in names}}, scope)
+    beyond = ops.shape(inputs["token_ids"])[1] - ops.shape(reach)[0]
     for site, value in scope.states.items():
         scope.states[site] = ops.pad(value, [[0, 0], [0, beyond], [0, 0]])
 
@@ -62,7 +62,7 @@ def pivot(model, inputs, training=False, observed=(), is_read=True):
         read = {name: inputs[f"pivot_{name}"] for name in ("token_ids", "padding_mask")}
     # The backbone alone: nobody needs the pivot's logits.
     run(model, read, scope, training)
-    length = inputs["pivot_token_ids"].shape[1]
+    length = ops.shape(inputs["pivot_token_ids"])[1]
     scope.states = {site: value[:, :length] for site, value in scope.states.items()}
     return scope
 
@@ -239,7 +239,7 @@ def _answer_positions(inputs):
     found = inputs.get("answer_positions")
     if found is None:
         ids = inputs["token_ids"]
-        found = ops.zeros_like(ids) + ops.arange(ids.shape[1], dtype=ids.dtype)
+        found = ops.zeros_like(ids) + ops.arange(ops.shape(ids)[1], dtype=ids.dtype)
     return ops.cast(found, "int32")
 
 
@@ -271,7 +271,7 @@ def _logits_after_pivot(name, model, inputs):
     real = ops.cast(joined["padding_mask"], "bool")
     hidden = run(model, joined, _plain(model, real))
     length = ops.sum(ops.cast(inputs["pivot_padding_mask"], "int32"), axis=1)
-    where = ops.clip(where + (length - start)[:, None], 0, real.shape[1] - 1)
+    where = ops.clip(where + (length - start)[:, None], 0, ops.shape(real)[1] - 1)
     return model.logits(hidden, {"answer_positions": where})
 
 
@@ -287,7 +287,8 @@ def _behind_pivot(inputs, start, read, filled=None):
     Returns:
         A dict of `token_ids` and `padding_mask`, `(B, S + K)`. A row without a pivot has no token.
     """
-    pivot_ids, width = inputs["pivot_token_ids"], inputs["pivot_token_ids"].shape[1] + read.shape[1]
+    pivot_ids = inputs["pivot_token_ids"]
+    width = ops.shape(pivot_ids)[1] + ops.shape(read)[1]
     length = ops.sum(ops.cast(inputs["pivot_padding_mask"], "int32"), axis=1)
     if filled is None:
         filled = ops.sum(ops.cast(inputs["padding_mask"], "int32"), axis=1)
