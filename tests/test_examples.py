@@ -266,6 +266,7 @@ def test_a_cell_of_the_study_is_of_the_options_that_it_names(file, monkeypatch):
 def test_the_study_is_there():
     assert {file.parts[-3] for file in RESULTS} == {
         "gemma3_270m",
+        "laboratory",
         "smollm2_135m",
         "transfer_currency",
         "transfer_currency_code",
