@@ -188,7 +188,7 @@ def _string(value: Any, column: str, name: str, received: str = "") -> str | Non
             raise TypeError(f"{name}: {column!r} must be a string. Received: {received}{value!r}")
         if text is not None and not text.isascii():
             text.encode()
-    except UnicodeError as error:  # bytes that are no UTF-8, or half of a surrogate pair
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:  # no UTF-8; half a surrogate pair
         raise ValueError(
             f"{name}: {column!r} must be text that UTF-8 has, which this is not at character "
             f"{error.start}: repair it, or leave the row out. Received: {received}{value!r:.80}"

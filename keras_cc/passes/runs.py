@@ -39,9 +39,10 @@ def _run_prompts(model, inputs, scope):
     if reach is None:
         run(model, inputs, scope)
         return
-    names = ("token_ids", "padding_mask")
-    run(model, {**inputs, **{name: inputs[name][:, : ops.shape(reach)[0]] for name in names}}, scope)
-    beyond = ops.shape(inputs["token_ids"])[1] - ops.shape(reach)[0]
+    length = ops.shape(reach)[0]
+    prompts = {name: inputs[name][:, :length] for name in ("token_ids", "padding_mask")}
+    run(model, {**inputs, **prompts}, scope)
+    beyond = ops.shape(inputs["token_ids"])[1] - length
     for site, value in scope.states.items():
         scope.states[site] = ops.pad(value, [[0, 0], [0, beyond], [0, 0]])
 
