@@ -266,6 +266,37 @@ def test_what_the_teacher_is_not_sure_of_is_not_taught(monkeypatch):
     assert len(likely) == 4 and len(set(losses.values())) == 3
 
 
+def test_rows_with_an_answer_can_be_left_to_their_own_loss(monkeypatch):
+    say(monkeypatch, said_of)
+    made = model(SelfDistillation("pivot", refresh=1, answered=False))
+    found = fit(made)["self_distillation_loss"][0]
+    numpy_model, total, tokens = reference(made), 0.0, 0
+    for one in packed(made, [row for row in MIXED if row["lang"] != "en"]):
+        if len(one.ids) > one.prompt_length:
+            continue
+        answer = said_of(tuple(one.ids))
+        q, p = (
+            np.log(softmax(numpy_model.stock(np.array([*ids, *answer]))[len(ids) - 1 : -1]))
+            for ids in (one.pivot, one.ids)
+        )
+        total += (np.exp(q) * (q - p)).sum()
+        tokens += len(answer)
+    assert found == pytest.approx(total / tokens, rel=2e-4)
+
+
+@pytest.mark.parametrize("divergence", ["forward", "labels"])
+def test_where_each_row_has_an_answer_it_is_plain_fine_tuning(divergence):
+    rows = [row for row in MIXED if row.get("output")]
+    assert len(rows) > 2
+    options = {} if divergence == "labels" else {"answered": False}
+    found = []
+    for objective in ((), SelfDistillation("pivot", divergence, refresh=1, **options)):
+        made = model(objective, rate=0.1)
+        fit(made, rows, epochs=2)
+        found.append(connected.weights(made))
+    connected.assert_weights_equal(*found, atol=1e-7)
+
+
 def softmax(logits):
     exp = np.exp(logits - logits.max(-1, keepdims=True))
     return exp / exp.sum(-1, keepdims=True)
@@ -314,6 +345,8 @@ def test_training_on_own_answers_teaches_them(monkeypatch):
             {"divergence": "labels", "refresh": 2, "least_confidence": 0.5},
             "`least_confidence` must be 0 for 'labels'",
         ),
+        ({"answered": 1, "refresh": 2}, "`answered` must be"),
+        ({"answered": False}, "`answered` can be False with `refresh` alone"),
         ({"refresh": 0}, "`refresh` must be an integer >= 1"),
         ({"start": -1}, "`start` must be an integer >= 0"),
         ({"max_new_tokens": 1}, "`max_new_tokens` must be an integer >= 2"),

@@ -4,7 +4,7 @@ from keras import ops
 from keras_cc.objectives.self_distillation import SelfDistillation, divergence, row_sums
 
 # Options of `SelfDistillation` that are no choice here.
-_FIXED = ("teacher", "divergence", "practice", "least_confidence")
+_FIXED = ("teacher", "divergence", "practice", "least_confidence", "answered")
 
 
 @keras.saving.register_keras_serializable(package="keras_cc")

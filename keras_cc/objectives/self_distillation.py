@@ -3,7 +3,7 @@ from keras import ops
 
 from keras_cc.losses import token_cross_entropy
 from keras_cc.objectives.objective import Objective
-from keras_cc.options import choice, count, number
+from keras_cc.options import choice, count, flag, number
 
 TEACHERS = ("connected", "in_context", "pivot", "in_turn")
 DIVERGENCES = ("forward", "reverse", "labels")
@@ -62,6 +62,9 @@ class SelfDistillation(Objective):
             its tokens at least so likely, and counts 0 otherwise. A teacher that is not sure yet
             would be held to what it got wrong: what it learns later is against its own student.
             Not for `"labels"`, where no teacher is asked while the student learns.
+        answered: bool, whether rows that have an answer are taught by the teacher too, beside
+            their own; False needs `refresh`. A teacher that reads English is against a row whose
+            answer is a word of another language. `"labels"` leaves such rows alone in any case.
         weight: float >= 0, the loss's weight beside the task loss.
         alternating: bool, whether steps take turns with the task loss.
 
@@ -96,6 +99,7 @@ class SelfDistillation(Objective):
         max_new_tokens=32,
         practice=0.5,
         least_confidence=0.0,
+        answered=True,
     ):
         super().__init__(weight, alternating)
         self.teacher = choice("teacher", teacher, TEACHERS)
@@ -106,6 +110,12 @@ class SelfDistillation(Objective):
         self.max_new_tokens = count("max_new_tokens", max_new_tokens, least=2)
         self.practice = number("practice", practice, most=1)
         self.least_confidence = number("least_confidence", least_confidence, most=1)
+        self.answered = flag("answered", answered)
+        if not self.answered and refresh is None:
+            raise ValueError(
+                "`answered` can be False with `refresh` alone, or there is no row to teach. "
+                f"Received: answered={answered!r}, refresh=None"
+            )
         if self.least_confidence and divergence == "labels":
             raise ValueError(
                 "`least_confidence` must be 0 for 'labels': no teacher is asked while the student "
@@ -124,7 +134,11 @@ class SelfDistillation(Objective):
 
     @property
     def counts(self):
-        return "own_answer_tokens" if self.divergence == "labels" else "answer_tokens"
+        return "own_answer_tokens" if self._own_alone else "answer_tokens"
+
+    @property
+    def _own_alone(self):
+        return self.divergence == "labels" or not self.answered
 
     @property
     def learns_from_prompts(self):
@@ -145,8 +159,9 @@ class SelfDistillation(Objective):
 
     def __call__(self, states):
         counted = ops.logical_and(states.answer_mask, states.has_pivot[:, None])
-        if self.divergence == "labels":
+        if self._own_alone:
             counted = ops.logical_and(counted, states.is_own[:, None])
+        if self.divergence == "labels":
             values = token_cross_entropy(states.logits("student"), states.labels)
             return row_sums(values, counted)
         teacher = ops.stop_gradient(self._log_probabilities(states, self.teacher))
@@ -177,6 +192,7 @@ class SelfDistillation(Objective):
             "max_new_tokens": self.max_new_tokens,
             "practice": self.practice,
             "least_confidence": self.least_confidence,
+            "answered": self.answered,
             **super().get_config(),
         }
 
