@@ -33,6 +33,7 @@ from keras_cc.objectives import Consistency as Consistency
 from keras_cc.objectives import Contrastive as Contrastive
 from keras_cc.objectives import SelfDistillation as SelfDistillation
 from keras_cc.objectives import TRepLiNa as TRepLiNa
+from keras_cc.training.checkpoints import Checkpoints as Checkpoints
 
 # Inference: transforms, and the search over their options.
 from keras_cc import interventions as interventions

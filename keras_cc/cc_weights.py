@@ -5,7 +5,6 @@ found before anything is read into a model. It is against accidents, and not aga
 can write both.
 """
 
-import hashlib
 import json
 import os
 
@@ -13,6 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_cc.checksums import file_digest, sealed, unsealed
 from keras_cc.whole_files import whole_file
 
 FORMAT = 3
@@ -54,10 +54,9 @@ def write(path, weights, options, backbone):
     options["shapes"] = {key: list(value.shape) for key, value in weights.items()}
     with whole_file(path) as unfinished:
         write_weights(unfinished, weights)
-        options["weights_sha256"] = _file_digest(unfinished)
-    options["sha256"] = _digest(options)
+        options["weights_sha256"] = file_digest(unfinished)
     with whole_file(_options_path(path)) as unfinished:
-        unfinished.write_bytes(_as_bytes(options))
+        unfinished.write_bytes(sealed(options))
 
 
 def load(model, path):
@@ -89,7 +88,7 @@ def read(path, backbone):
                 f"`path` must be what `save_cc_weights` wrote. Received: no {needed!r}"
             )
     options = _read_options(_options_path(path))
-    if options.get("weights_sha256") != _file_digest(path):
+    if options.get("weights_sha256") != file_digest(path):
         raise ValueError(
             f"`path` must hold the weights that {_options_path(path)!r} was written with: it is "
             f"damaged, or another file. Copy both again, or save anew. Received: path={path!r}"
@@ -107,35 +106,30 @@ def _read_options(path):
     with open(path, "rb") as file:
         content = file.read()
     try:
-        options = json.loads(content)
-        is_whole = content == _as_bytes(options)
-        found = options.pop("sha256", None)
-    except (ValueError, AttributeError, RecursionError):  # not UTF-8, JSON, or a dict
-        options, is_whole, found = {}, False, None
-    if is_whole and options.get("format") != FORMAT:
+        options = unsealed(content)
+    except ValueError:
+        found = _format_of(content)
+        if found == FORMAT:
+            raise ValueError(
+                "`path` has options that are damaged, or were changed by hand: copy them again, "
+                f"or save anew. Received: {path!r}"
+            ) from None
+    else:
+        found = options.get("format")
+    if found != FORMAT:
         raise ValueError(
             f"`path` must be of format {FORMAT}, which this version of keras_cc reads. "
-            f"Received: format={options.get('format')!r} in {path!r}"
-        )
-    if not is_whole or found != _digest(options):
-        raise ValueError(
-            "`path` has options that are damaged, or were changed by hand: copy them again, or "
-            f"save anew. Received: {path!r}"
+            f"Received: format={found!r} in {path!r}"
         )
     return options
 
 
-def _as_bytes(options):
-    return (json.dumps(options, indent=2) + "\n").encode()
-
-
-def _file_digest(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _digest(options):
-    return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()
+def _format_of(content):
+    """The format that an unsealed file has, or this one's where that cannot be told."""
+    try:
+        return json.loads(content).get("format", FORMAT)
+    except (ValueError, AttributeError, RecursionError):  # not UTF-8, JSON, or a dict
+        return FORMAT
 
 
 def check_shapes(path, weights, variables):

@@ -133,7 +133,7 @@ class PreparedBatches:
         self.own_answers = own_answers
         self.step = self.first_step = int(step)
         self._source = sources.make_source(source, batch_size)
-        self._seed = None
+        self._seed, self._given_seed, self._shuffle = None, seed, bool(shuffle)
         if shuffle and self._source.shuffles:
             # NumPy's global generator, which `keras.utils.set_random_seed` seeds.
             self._seed = int(np.random.randint(2**31)) if seed is None else seed
@@ -146,6 +146,7 @@ class PreparedBatches:
         self._ids: dict[int, str] = {}  # of streamed rows, by number
         self._count: int | float | None = None
         self._carried: dict[int, np.ndarray] = {}  # step -> token counts of the group open there
+        self._begun: int | None = None  # a step that lies within a pass: training goes on there
         self._ahead: dict[tuple[int, int], Batch] = {}  # (pass, batch) -> prepared ahead of time
         self.error: Exception | None = None  # what went wrong while batches were made
         self.counted_outside = False  # whether `step` is kept by a callback
@@ -188,24 +189,79 @@ class PreparedBatches:
     def from_step(self, step: int) -> Iterator[Batch]:
         """Iterates over one pass whose first batch is the optimizer's micro-batch `step`."""
         # No state of a pass is kept on `self`: a trainer opens passes that it abandons.
-        done = 0
-        for batch in self._scaled(step) if self.accumulate > 1 else self._pass(step):
+        first = step
+        done = skipped = self._skipped(step)
+        step -= skipped
+        passing = self._scaled(first, done) if self.accumulate > 1 else self._pass(first, done)
+        for batch in passing:
             done += 1
             if done == self._count:
                 # Before the last batch leaves: who reads ahead may open the next pass already.
                 self._advance(step + done)
             yield batch
-        if not done:
-            raise ValueError("Empty dataset: the source gave no batch. Received: 0 batches")
+        if done == skipped:
+            raise ValueError(
+                "Empty dataset: the source gave no batch"
+                + (f" after the {skipped} that were trained on before" if skipped else "")
+                + ". Received: 0 batches"
+            )
         if self._count is None:
             self._count = done
             self._advance(step + done)
+
+    # --- a training that was ended ---
+
+    def position(self) -> dict[str, Any]:
+        """Where the training is in its data, for `go_on`."""
+        count = self._count if isinstance(self._count, int) else None
+        return {
+            "step": self.step,
+            "first_step": self.first_step,
+            "seed": self._seed,
+            "num_batches": count,
+        }
+
+    def go_on(self, position: dict[str, Any]) -> None:
+        """Have the next pass begin where another training over these rows was."""
+        self.step = self._begun = position["step"]
+        self.first_step, self._seed = position["first_step"], position["seed"]
+        if self._count is None:
+            self._count = position["num_batches"]
+
+    def go_on_here(self) -> None:
+        """Have the next pass begin at `step`, within one of the rows where it lies there."""
+        self._begun = self.step
+
+    def left_of_pass(self) -> "int | None":
+        """The batches that are left of the pass that `step` lies in, or None: it does not end."""
+        if not isinstance(self.num_batches, int):
+            return None
+        return self.num_batches - (self.step - self.first_step) % self.num_batches
+
+    def arguments(self) -> dict[str, Any]:
+        """What decides which rows come when, as arguments of `fit`."""
+        source = self._source
+        return {
+            "x": f"{source.size} rows" if isinstance(source, sources.IndexedSource) else "a stream",
+            "batch_size": source.batch_size,
+            "shuffle": self._shuffle,
+            "seed": self._given_seed,
+            "gradient_accumulation_steps": self.accumulate,
+        }
+
+    def _skipped(self, step: int) -> int:
+        """How many batches of its pass lie before a step."""
+        if step != self._begun:
+            return 0
+        behind = step - self.first_step
+        return behind % self._count if isinstance(self._count, int) else behind
 
     def _advance(self, step: int) -> None:
         if not self.counted_outside:
             self.step = step
 
-    def _pass(self, step: int) -> Iterator[Batch]:
+    def _pass(self, step: int, skipped: int = 0) -> Iterator[Batch]:
+        """Yields a pass from a step on, before which `skipped` of its batches lie."""
         pass_index = 0
         if isinstance(self.num_batches, int) and self.num_batches > 0:
             pass_index = (step - self.first_step) // self.num_batches
@@ -216,6 +272,11 @@ class PreparedBatches:
         is_stream = not isinstance(self._source, sources.IndexedSource)
         rows, without = self.row_count, self.unanswered_count
         for index, (raw, numbers) in enumerate(source):
+            if index < skipped:
+                if numbers is None:
+                    self._remember_ids(raw, first_row)
+                    first_row += columns.row_count(raw)
+                continue
             key = (pass_index, index)
             if key in self._ahead:
                 yield self._ahead.pop(key)
@@ -231,23 +292,23 @@ class PreparedBatches:
                 first_row += len(y)
             if self.answers == "all" and unanswered.any():
                 self._refuse(np.asarray(numbers)[unanswered].tolist())
-            if index == 0 and len(y) < self.least_rows:
+            if index == skipped and len(y) < self.least_rows:
                 raise ValueError(
                     f"A batch must have at least {self.least_rows} rows: an objective compares the "
                     "rows of a batch with each other. Raise `batch_size`, or leave the objective "
                     f"out. Received: a first batch of {len(y)} row"
                 )
             if self.alternate:
-                turn = (step + index) // self.accumulate % 2
+                turn = (step + index - skipped) // self.accumulate % 2
                 x["objective_turn"] = np.full(len(y), turn, "int32")
             x["row_ids"] = np.asarray(numbers, "int32")
             if "answer_positions" not in x:
                 x["answer_positions"] = prepared.answer_positions(x["answer_mask"])
-            if is_stream and index + 1 == self._count:
+            if is_stream and not skipped and index + 1 == self._count:
                 # Who knows where a pass ends asks for no more.
                 self._check_some(self.row_count - rows, self.unanswered_count - without)
             yield x, y, sample_weight
-        if is_stream:
+        if is_stream and not skipped:
             self._check_some(self.row_count - rows, self.unanswered_count - without)
 
     # --- answers ---
@@ -340,16 +401,23 @@ class PreparedBatches:
         if whole < len(order):
             yield source.take(order[whole:]), order[whole:]
 
-    def _scaled(self, step: int) -> Iterator[Batch]:
+    def _scaled(self, step: int, skipped: int = 0) -> Iterator[Batch]:
+        total = self._carried.get(step)  # token counts of the open group, known from the last pass
+        trained = 0  # batches of that group that were trained on, and are read for their counts
+        if step == self._begun and total is None:
+            if self._source.shuffles:
+                total = self._open_group(step)
+            else:
+                trained = min(step % self.accumulate, skipped)
+        step -= trained
         lacking = self.accumulate - step % self.accumulate  # batches that close the open group
-        total = self._carried.get(step)  # token counts of that group, known from the last pass
         group: list[Batch] = []
-        for batch in self._pass(step):
+        for batch in self._pass(step, skipped - trained):
             step += 1
             group.append(batch)
             if len(group) == lacking:
-                yield from self._with_loss_scale(group, total)
-                group, total, lacking = [], None, self.accumulate
+                yield from self._with_loss_scale(group, total)[trained:]
+                group, total, lacking, trained = [], None, self.accumulate, 0
         if group and total is None and self._source.shuffles:
             # The source can tell what the next pass begins with: close the group over its edge.
             following = list(itertools.islice(self._passes(step), lacking - len(group)))
@@ -360,15 +428,28 @@ class PreparedBatches:
             places = (divmod(step - self.first_step + i, len(self)) for i in range(len(following)))
             self._ahead = dict(zip(places, following, strict=True))
         self._carried = {} if total is None else {step: total}
-        yield from self._with_loss_scale(group, total)
+        yield from self._with_loss_scale(group, total)[trained:]
 
-    def _passes(self, step: int) -> Iterator[Batch]:
+    def _open_group(self, step: int) -> "np.ndarray | None":
+        """The token counts of the group that a step lies within, read once more; None for none."""
+        end = step - step % self.accumulate + self.accumulate
+        start = max(end - self.accumulate, self.first_step)
+        if start == step:
+            return None
+        reading = self._passes(start, (start - self.first_step) % len(self))
+        group = list(itertools.islice(reading, end - start))
+        counts = [prepared.token_counts(batch, self.align_all) for batch in group]
+        # `_with_loss_scale` takes a total for one of `accumulate` batches.
+        return np.sum(counts, axis=0) * self.accumulate / len(group)
+
+    def _passes(self, step: int, skipped: int = 0) -> Iterator[Batch]:
         while True:
-            for batch in self._pass(step):
+            for batch in self._pass(step, skipped):
                 step += 1
                 yield batch
+            skipped = 0
 
-    def _with_loss_scale(self, group: list[Batch], total: "np.ndarray | None") -> Iterator[Batch]:
+    def _with_loss_scale(self, group: list[Batch], total: "np.ndarray | None") -> list[Batch]:
         counts = np.array(
             [prepared.token_counts(batch, self.align_all) for batch in group]
         ).reshape(-1, 5)
@@ -377,9 +458,9 @@ class PreparedBatches:
         total = np.asarray(counts.sum(axis=0) if total is None else total)
         # No token in the whole group: the loss is 0, any factor does.
         scales = np.where(total > 0, counts * size / np.where(total > 0, total, 1), 1)
-        for (x, y, sample_weight), scale in zip(group, scales, strict=True):
+        for (x, y, _), scale in zip(group, scales, strict=True):
             x["loss_scale"] = np.tile(scale, (len(y), 1)).astype("float32")
-            yield x, y, sample_weight
+        return group
 
     def _prepared(self, raw: Any) -> Batch:
         if columns.is_prepared(raw):

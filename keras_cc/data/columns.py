@@ -74,6 +74,13 @@ def is_row(item: Any) -> bool:
     )
 
 
+def row_count(raw: Any) -> int:
+    """How many rows a raw batch has."""
+    if is_prepared(raw):
+        return len(raw[1])
+    return len(next(iter(raw.values()))) if isinstance(raw, dict) else len(raw)
+
+
 def describe(item: Any) -> str:
     """Returns a short description of a value for an error message."""
     if isinstance(item, Mapping):

@@ -30,21 +30,25 @@ class StepCounter(keras.callbacks.Callback):
     def __init__(self, batches: PreparedBatches) -> None:
         super().__init__()
         self._batches = batches
-        self._last = -1
+        self._first = 0
 
     def on_train_begin(self, logs: Any = None) -> None:
         self._batches.counted_outside = True
 
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self._last = -1
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        self._first = batch
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self._batches.step += batch - self._last
-        self._last = batch
+        # Keras may run several at once, and names the last of them, in an epoch that has fewer too.
+        last = min(batch, (self.params.get("steps") or math.inf) - 1)
+        self._batches.step += int(last) - self._first + 1
 
 
 def as_keras_data(
-    batches: PreparedBatches, steps_per_epoch: int | None = None, epochs: int = 1
+    batches: PreparedBatches,
+    steps_per_epoch: int | None = None,
+    epochs: int = 1,
+    left: int | None = None,
 ) -> Any:
     """Wraps prepared batches in what Keras iterates afresh in every epoch.
 
@@ -56,6 +60,8 @@ def as_keras_data(
         batches: a `PreparedBatches`.
         steps_per_epoch: int or `None`. As it will be passed to `fit`.
         epochs: int. As it will be passed to `fit`.
+        left: int or `None`. How many batches there are before the end of the pass, where training
+            goes on within one.
 
     Returns:
         An object for `keras.Model.fit(x=..., shuffle=False)`.
@@ -78,6 +84,7 @@ def as_keras_data(
         )
     if length == 0:
         raise ValueError("Empty dataset: the source gave no batch. Received: 0 batches")
+    length = length if left is None else left
     if keras.backend.backend() == "tensorflow":
         return _as_tf_dataset(batches, length)
     if isinstance(length, int):

@@ -16,6 +16,7 @@ from keras_cc.data.widths import width_of
 
 #: Prompts that are answered at a time.
 BATCH_SIZE = 32
+_COUNTS = ("_owed", "empty", "unfinished", "too_long", "refreshes")
 
 
 class OwnAnswers:
@@ -116,6 +117,21 @@ class OwnAnswers:
             f"out: {self.empty} empty, {self.unfinished} without an end, {self.too_long} too long"
         )
 
+    def state(self) -> dict[str, Any]:
+        """What a training goes on with, for `restore`: of lists and numbers."""
+        return {
+            "answers": [[*key, answer] for key, answer in self.answers.items()],
+            "said": [[pivot, answer] for pivot, answer in self.said.items()],
+            **{name: getattr(self, name) for name in _COUNTS},
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up what `state` gave."""
+        self.answers = {(tuple(p), tuple(v)): answer for p, v, answer in state["answers"]}
+        self.said = {tuple(pivot): answer for pivot, answer in state["said"]}
+        for name in _COUNTS:
+            setattr(self, name, state[name])
+
     def _context(self, key):
         prompt, pivot = key
         if self._teacher == "connected":
@@ -168,7 +184,11 @@ class OwnAnswers:
 class Refresh(keras.callbacks.Callback):
     """Has the answers made from the objective's `start` on, and every `refresh` steps anew.
 
-    A training that goes on after `start` begins with them.
+    A training that goes on after `start` begins with them, unless it has them from before.
+
+    Args:
+        answers: an `OwnAnswers`.
+        batches: what is trained on, whose `step` has been counted when a step ends.
     """
 
     def __init__(self, answers: OwnAnswers, batches: Any) -> None:
@@ -176,22 +196,16 @@ class Refresh(keras.callbacks.Callback):
         self._answers, self._batches = answers, batches
         self._start, self._every = answers.objective.start, answers.objective.refresh
         self._step = 0
-        self._last = -1
 
     def on_train_begin(self, logs=None):
         for rows in self._batches.packed_unanswered():
             self._answers.give(rows)
         self._step = self._batches.step
-        if self._step >= self._start:
+        if self._step >= self._start and not self._answers.refreshes:
             self._refresh()
 
-    def on_epoch_begin(self, epoch, logs=None):
-        self._last = -1
-
     def on_train_batch_end(self, batch, logs=None):
-        # Keras may run several steps at once, and then names the last one.
-        before, self._step = self._step, self._step + batch - self._last
-        self._last = batch
+        before, self._step = self._step, self._batches.step
         if self._count(self._step) > self._count(before):
             self._refresh()
 

@@ -17,6 +17,7 @@ from keras_cc.passes.positions import gather
 from keras_cc.training import own_answers
 from keras_cc.training.guards import failing_well, listed, reporting_truncation
 from keras_cc.training.non_finite import LastRows, StopOnNonFiniteLoss
+from keras_cc.training.resuming import Resuming
 
 # What an objective counts, to its column of `loss_scale`.
 _SCALES = {"rows": 2, "answer_tokens": 3, "own_answer_tokens": 4}
@@ -242,6 +243,7 @@ class PairedTrainer(keras.Model):
         seed=None,
         steps_per_epoch=None,
         callbacks=None,
+        resume=None,
         **kwargs,
     ):
         """Train on pairs: raw string rows, or batches that `CCPreprocessor` made.
@@ -265,6 +267,15 @@ class PairedTrainer(keras.Model):
                 which).
             steps_per_epoch: int, where the source never ends.
             callbacks: Keras callbacks, as `keras.Model.fit` takes them.
+            resume: a folder, or `keras_cc.Checkpoints`: what the training goes on from is kept
+                there, and where it was ended (by a signal, a full disk, a lost machine), the
+                same call goes on from the newest checkpoint as if it had not been: weights,
+                optimizer, accumulation, random states, metrics, own answers and the place in the
+                data. State that other callbacks keep begins anew, such as the patience of
+                `EarlyStopping`. A training that has come to its end there trains nothing more.
+                Rows that come as a generator are read anew, without those that were trained on;
+                with `steps_per_epoch`, it is kept at the ends of epochs alone, and so is one with
+                `use_ema`.
             **kwargs: `verbose`, `validation_steps` and the rest of `keras.Model.fit`.
 
         Returns:
@@ -284,6 +295,7 @@ class PairedTrainer(keras.Model):
         """
         self._check_fitted()
         self._keep_untrained()
+        resuming = None if resume is None or not self.compiled else Resuming(self, resume)
         source = make_source(_source(x, y, sample_weight), batch_size)
         answers = own_answers.of(self)
         steps = source.num_batches() if steps_per_epoch is None else steps_per_epoch
@@ -317,21 +329,25 @@ class PairedTrainer(keras.Model):
             sources.append(self._scored(scored, batch_size))
             validation_data = as_scored_data(sources[1], most)
         with reporting_truncation(self.preprocessor), failing_well(*sources) as keep:
-            history = super().fit(
-                as_keras_data(batches, steps_per_epoch, epochs),
-                epochs=epochs,
-                validation_data=validation_data,
-                shuffle=False,  # done already, where the source is one that can be shuffled
-                steps_per_epoch=steps_per_epoch,
-                callbacks=[
-                    *listed(callbacks),
-                    *([] if answers is None else [own_answers.Refresh(answers, batches)]),
-                    StepCounter(batches),
-                    StopOnNonFiniteLoss(batches),
-                    keep,
-                ],
-                **kwargs,
-            )
+            callbacks = [
+                *listed(callbacks),
+                StepCounter(batches),
+                *([] if answers is None else [own_answers.Refresh(answers, batches)]),
+                StopOnNonFiniteLoss(batches),
+                keep,
+            ]
+            # `shuffle` is done already, where the source is one that can be shuffled.
+            kwargs |= {"validation_data": validation_data, "shuffle": False}
+            if resuming is None:
+                data = as_keras_data(batches, steps_per_epoch, epochs)
+                options = {"epochs": epochs, "steps_per_epoch": steps_per_epoch, **kwargs}
+                history = super().fit(data, callbacks=callbacks, **options)
+            else:
+                first = kwargs.pop("initial_epoch", 0)
+                phases = resuming.go_on(batches, answers, epochs, steps_per_epoch, first)
+                if not phases and says:
+                    print(f"{resuming.checkpoints.folder} holds this training to its end")
+                history = resuming.fit(phases, super().fit, callbacks, epochs, **kwargs)
         if says:
             print(batches.padding_share())
             if answers is not None and answers.refreshes:
