@@ -545,5 +545,4 @@ class _Packed(list):
 
 
 def _name(value: Any) -> str:
-    value = value.item() if hasattr(value, "item") else value
-    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+    return str(pairs.plain_id(value.item() if hasattr(value, "item") else value))

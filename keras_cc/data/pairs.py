@@ -49,7 +49,15 @@ def columns_of(preprocessor: Any) -> dict[str, str]:
 
 def row_names(columns: Mapping[str, Any], id_column: str, size: int) -> list[str]:
     """Gives each row the name that messages call it by."""
-    return [_name(i, plain_text(v)) for i, v in enumerate(columns.get(id_column, [None] * size))]
+    return [_name(i, plain_id(v)) for i, v in enumerate(columns.get(id_column, [None] * size))]
+
+
+def plain_id(value: Any) -> Any:
+    """An id as a message shows it: text where it is some, whatever its bytes are."""
+    try:
+        return plain_text(value)
+    except UnicodeDecodeError:
+        return value.decode("utf-8", "backslashreplace")
 
 
 def read_texts(columns: Mapping[str, Any], column: str, names: list[str]) -> list[str]:
@@ -142,7 +150,7 @@ def find_pairs(
     )
     pairs = []
     for i, row in enumerate(rows):
-        row_id = plain_text(row.get(id_column))
+        row_id = plain_id(row.get(id_column))
         name = _name(i, row_id)
         pivot = read_text(row, pivot_column, name)
         if pivot is None:

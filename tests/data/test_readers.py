@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from keras_cc.data import load_jsonl
+from keras_cc.data import load_jsonl, readers
 
 pytestmark = pytest.mark.once
 
@@ -115,6 +115,22 @@ BAD_LINES = {
         "'output' must be a string. Received: None",
     ),
     "a number": ({**ROW, "output": 2}, "'output' must be a string. Received: 2"),
+    "an empty answer": ({**ROW, "output": " "}, "'output' is empty"),
+    "an empty prompt": ({**ROW, "instruction": ""}, "'instruction' is empty"),
+    "a number for a language": ({**ROW, "lang": 3}, "'lang' must be a string"),
+    "a list for a pivot": ({**ROW, "instruction_en": ["x"]}, "'instruction_en' must be a string"),
+    "a key twice": (
+        '{"instruction": "a", "output": "b", "output": "c"}',
+        "'output' is there twice",
+    ),
+    "a key twice, deep": ('{"instruction": "a", "x": [{"y": 1, "y": 2}]}', "'y' is there twice"),
+    "deep": ('{"instruction": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deeply"),
+    "half a pair": (
+        '{"instruction": "a\\ud800", "output": "b"}',
+        "UTF-8 has, which this is not at",
+    ),
+    "cut": (json.dumps(ROW)[:-20], "Unterminated string"),
+    "a number of many digits": ('{"instruction": ' + "9" * 10_000 + "}", "Exceeds the limit"),
 }
 
 
@@ -127,6 +143,63 @@ def test_bad_lines_are_named_by_file_and_line(tmp_path, name):
     assert message in str(error.value)
     assert "bad.jsonl:3:" in str(error.value)
     assert "Received: " in str(error.value)
+
+
+def test_bad_rows_go_where_they_are_told_to(tmp_path):
+    lines = [line for line, _ in BAD_LINES.values()]
+    path = write(tmp_path / "some.jsonl", *[{**ROW, "id": n} for n in range(100)], *lines[:2], ROW)
+    bad = tmp_path / "bad.jsonl"
+    with pytest.warns(
+        UserWarning, match=r"2 of 103 rows are bad, and in .*bad\.jsonl'.*:101: Expe"
+    ):
+        rows = load_jsonl(path, on_bad_row="quarantine", quarantine=bad)
+    assert [row.get("id") for row in rows] == [*range(100), None]
+    found = [json.loads(line) for line in bad.read_text(encoding="utf-8").splitlines()]
+    assert [(one["file"], one["line"]) for one in found] == [(str(path), 101), (str(path), 102)]
+    assert [one["row"] for one in found] == lines[:2]
+    assert "Expecting value" in found[0]["reason"] and "not a JSON object" in found[1]["reason"]
+    # Too many, and they are there to be looked at.
+    path = write(tmp_path / "many.jsonl", ROW, *lines)
+    with pytest.raises(ValueError, match=rf"`most_bad` allows 50\.0% .*: {len(lines)} of"):
+        load_jsonl(path, on_bad_row="quarantine", quarantine=bad, most_bad=0.5)
+    assert len(bad.read_text(encoding="utf-8").splitlines()) == len(lines)
+    with pytest.warns(UserWarning, match="rows are bad"):
+        assert load_jsonl(path, on_bad_row="quarantine", quarantine=bad, most_bad=1) == [ROW]
+    # None, and there is no file.
+    bad.unlink()
+    path = write(tmp_path / "good.jsonl", ROW)
+    assert load_jsonl(path, on_bad_row="quarantine", quarantine=bad) == [ROW]
+    assert not bad.exists()
+
+
+def test_a_line_that_would_fill_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "LONGEST_LINE", 1000)
+    long = json.dumps({**ROW, "output": "x" * 5000})
+    path = write(tmp_path / "a.jsonl", ROW, long, {**ROW, "id": 1}, long)
+    with pytest.raises(ValueError, match=r"a\.jsonl:2: a line of more than 1000 bytes"):
+        load_jsonl(path)
+    bad = tmp_path / "bad.jsonl"
+    with pytest.warns(UserWarning, match="2 of 4 rows are bad"):
+        rows = load_jsonl(path, on_bad_row="quarantine", quarantine=bad, most_bad=0.5)
+    assert rows == [ROW, {**ROW, "id": 1}]
+    assert [json.loads(line)["line"] for line in bad.read_text().splitlines()] == [2, 4]
+    exact = {**ROW, "output": ""}
+    exact["output"] = "x" * (1000 - len(json.dumps(exact)))
+    assert load_jsonl(write(tmp_path / "b.jsonl", exact, end="")) == [exact]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"on_bad_row": "skip"}, "`on_bad_row` must be"),
+        ({"on_bad_row": "quarantine"}, "`quarantine` must be a path with on_bad_row='quarantine'"),
+        ({"quarantine": "bad.jsonl"}, "`quarantine` must be a path with on_bad_row='quarantine'"),
+        ({"most_bad": 1.5}, "`most_bad` must be a number"),
+    ],
+)
+def test_options_are_checked(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        load_jsonl(write(tmp_path / "a.jsonl", ROW), **options)
 
 
 def test_bytes_that_are_not_utf8_are_named(tmp_path):
