@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from keras_cc.data.audit import Audit, audit
 from keras_cc.data.code_switching import code_switch, code_switching_curriculum
 from keras_cc.data.cross_lingual import cross_lingual_rows
 from keras_cc.data.invented import invented_rows
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from keras_cc.data.readers_tfds import from_tfds
 
 __all__ = [
+    "Audit",
+    "audit",
     "augment_with_translation",
     "cldr_report",
     "cldr_rows",
