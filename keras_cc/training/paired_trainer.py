@@ -18,6 +18,7 @@ from keras_cc.training import own_answers
 from keras_cc.training.guards import failing_well, listed, reporting_truncation
 from keras_cc.training.non_finite import LastRows, StopOnNonFiniteLoss
 from keras_cc.training.resuming import Resuming
+from keras_cc.training.watching import WatchNumbers
 
 # What an objective counts, to its column of `loss_scale`.
 _SCALES = {"rows": 2, "answer_tokens": 3, "own_answer_tokens": 4}
@@ -334,6 +335,7 @@ class PairedTrainer(keras.Model):
                 StepCounter(batches),
                 *([] if answers is None else [own_answers.Refresh(answers, batches)]),
                 StopOnNonFiniteLoss(batches),
+                WatchNumbers(),
                 keep,
             ]
             # `shuffle` is done already, where the source is one that can be shuffled.
