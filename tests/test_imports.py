@@ -16,10 +16,16 @@ PACKAGE = pathlib.Path(keras_cc.__file__).parent
 # From the bottom: a module imports from the rows above its own here, and within its own row as long
 # as no cycle comes of it. `name.*` is a folder with all that is in it, its face included.
 LEVELS = (
-    ("version", "options", "whole_files", "losses"),
+    ("version", "options", "whole_files", "checksums", "losses"),
     ("cc_weights",),
     ("passes", "passes.pairing", "passes.positions", "backbones", "backbones.families"),
-    ("calibration", "calibration.ridge", "training.non_finite"),
+    (
+        "calibration",
+        "calibration.ridge",
+        "training.checkpoints",
+        "training.non_finite",
+        "training.watching",
+    ),
     ("preprocessing.templates", "preprocessing.prompt_encoder", "data.*"),
     ("layers.*", "objectives.*", "connections.*", "preprocessing.*"),
     (
@@ -49,6 +55,7 @@ LEVELS = (
     (
         "training.own_answers",
         "training.paired_trainer",
+        "training.resuming",
         "training.training_state",
         "training.untrained_weights",
     ),
@@ -200,7 +207,7 @@ class TestLayering:
             ("layers", {"layers", "losses", "options", "passes"}),
             ("options", set()),
             ("losses", set()),
-            ("data", {"data", "options"}),  # it knows no model
+            ("data", {"data", "options", "whole_files"}),  # it knows no model
         ],
     )
     def test_the_bottom_knows_nothing_above_it(self, part, allowed):

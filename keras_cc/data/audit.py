@@ -8,13 +8,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from keras_cc.data import pairs
-from keras_cc.preprocessing.templates import PROMPT_TEMPLATES
 
 #: Control characters that are no white space. A text that has one was damaged, or is no text.
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f\ufffd]")
 # Embeddings, overrides and isolates change the order of what stands beside them. Arabic and Hebrew
 # texts have them by right; elsewhere they can make a text look like another one.
 _BIDIRECTIONAL = re.compile("[\u202a-\u202e\u2066-\u2069]")
+# `<|im_start|>`, `<start_of_turn>`, `[INST]`: what chat templates put between turns.
+_MARKERS = re.compile(r"<\|[^|<>\s]+\|>|<(?:start|end)_of_turn>|\[/?INST\]")
 _EXAMPLES = 3
 
 
@@ -88,7 +89,8 @@ def audit(
     Example:
 
     ```python
-    print(keras_cc.data.audit(rows, test_rows))
+    train, test = rows[:-2], rows[-2:]
+    print(keras_cc.data.audit(train, test))
     ```
     """
     names = {
@@ -99,9 +101,6 @@ def audit(
         "id_column": id_column,
     }
     pairs.check_names(**names, pivot_language=pivot_language)
-    markers = re.compile(
-        "|".join(re.escape(t) for one in PROMPT_TEMPLATES.values() for t in one.special_tokens)
-    )
     found: dict[str, list[str]] = collections.defaultdict(list)
     answers: dict[tuple[str, str | None], str | None] = {}
     prompts: set[str] = set()
@@ -123,7 +122,7 @@ def audit(
         for kind, pattern in (
             ("control", _CONTROL),
             ("bidirectional", _BIDIRECTIONAL),
-            ("markers", markers),
+            ("markers", _MARKERS),
         ):
             if any(pattern.search(text) for text in texts):
                 found[kind].append(one.name)

@@ -68,7 +68,7 @@ def load_jsonl(
     rows = keras_cc.data.load_jsonl("train/*/tr.jsonl", limit=1000)
     rows = keras_cc.data.load_jsonl("train/xnli", languages=["sw", "hi"])
     rows = keras_cc.data.load_jsonl(
-        "train/crawled", on_bad_row="quarantine", quarantine="crawled.bad.jsonl"
+        "train/xnli", on_bad_row="quarantine", quarantine="bad.jsonl"
     )
     ```
 
