@@ -150,14 +150,16 @@ class _Texts:
 def _texts(number: int, row: Mapping[str, Any], names: dict[str, str]) -> _Texts:
     row_id = pairs.plain_id(row.get(names["id_column"]))
     name = f"row {number}" if row_id is None else str(row_id)
-    kinds = ("instruction", "output", "pivot", "lang")
-    texts = {kind: pairs.read_text(row, names[f"{kind}_column"], name) for kind in kinds}
-    if texts["instruction"] is None:
+    instruction, output, pivot, lang = (
+        pairs.read_text(row, names[f"{kind}_column"], name)
+        for kind in ("instruction", "output", "pivot", "lang")
+    )
+    if instruction is None:
         raise ValueError(
             f"{name}: no {names['instruction_column']!r}. Name yours with `instruction_column=`. "
             f"Received: keys {sorted(map(str, row))}"
         )
-    return _Texts(name=name, id=row_id, **texts)
+    return _Texts(name, row_id, instruction, output, pivot, lang)
 
 
 def _same(text: str) -> str:

@@ -27,8 +27,10 @@ class Source:
         one_shot: bool. Whether there is a single pass only, as with a generator.
         shuffles: bool. Whether `shuffle=True` has a meaning, i.e. rows can be picked by number.
         is_text: bool. Whether those rows are known to be text, and not arrays.
+        batch_size: int. Rows a batch, where the source gives rows.
     """
 
+    batch_size: int
     one_shot = False
     shuffles = False
     is_text = False
