@@ -66,6 +66,12 @@ def begin(folder, how):
     raise RuntimeError(f"The training of {how!r} ended before it began")
 
 
+def ended(process):
+    """How a process ended, its output closed."""
+    with process:
+        return process.wait()
+
+
 def rows_trained(folder):
     """The rows of each step, by what trained it last: that is what the weights have of it."""
     steps = {}
@@ -86,7 +92,7 @@ def compare(how, kills, seed, most=0.8):
         whole, pieces = pathlib.Path(scratch, "whole"), pathlib.Path(scratch, "pieces")
         for folder in (whole, pieces):
             folder.mkdir()
-        if begin(whole, how).wait():
+        if ended(begin(whole, how)):
             raise RuntimeError("The training that was left alone failed")
         killed = 0
         while True:
@@ -97,9 +103,9 @@ def compare(how, kills, seed, most=0.8):
             if process.poll() is not None:
                 break
             process.send_signal(signal.SIGKILL)
-            process.wait()
+            ended(process)
             killed += 1
-        if process.wait():
+        if ended(process):
             raise RuntimeError("The training that was killed failed at last")
         assert killed == kills, f"it was over after {killed} kills"
         expected, found = np.load(whole / "end.npz"), np.load(pieces / "end.npz")
