@@ -8,46 +8,12 @@ import connected
 import keras
 import numpy as np
 import pytest
-import tiny
-import tiny_tokenizers
-from connected import QUICK
+from long_run import BATCHES, EPOCHS, PAIRS, ROWS, NoteRows, make, row, state_of
 
-from keras_cc import CCCausalLM, CCPreprocessor, Checkpoints, FusedConnection, SelfDistillation
+from keras_cc import Checkpoints, SelfDistillation
+from keras_cc.checksums import sealed, unsealed
 from keras_cc.objectives import Contrastive
 from keras_cc.training import checkpoints
-
-TOKENIZER = tiny_tokenizers.llama3_tokenizer()
-EPOCHS, BATCHES = 3, 4
-WORDS = ["dog", "fox", "the", "Kenya"]
-
-
-def row(number, answered=True):
-    return {
-        "id": f"r{number}",
-        "instruction": f"{number}? dog Kenya {number * 53 % 97} " + "fox " * (number % 3),
-        "output": " ".join(WORDS[number % 4 :]) if answered else None,
-        "instruction_en": f"What is Kenya {number * 37 % 91} " + "the " * (1 + number % 3),
-        "lang": "sw",
-    }
-
-
-ROWS = [row(number) for number in range(2 * BATCHES - 1)]  # the last batch is of one row
-PAIRS = [row(number, answered=number % 3 > 0) for number in range(2 * BATCHES)]
-
-
-def make(accumulate=None, objectives=(), frozen=False, lora=False, **options):
-    keras.utils.set_random_seed(0)
-    causal_lm = tiny.causal_lm("llama3", vocabulary_size=TOKENIZER.vocabulary_size())
-    if frozen:
-        causal_lm.backbone.token_embedding.trainable = False
-    connection = FusedConnection(dropout=0.5, initial_gate=0.5)
-    preprocessor = CCPreprocessor(TOKENIZER, 48)
-    model = CCCausalLM(causal_lm, connection, objectives, preprocessor=preprocessor)
-    if lora:
-        model.enable_lora(2)
-    optimizer = keras.optimizers.Adam(0.01, gradient_accumulation_steps=accumulate, **options)
-    model.compile(optimizer, **QUICK)
-    return model
 
 
 class Ends(Exception):
@@ -78,13 +44,6 @@ def names(folder):
 
 def newest(kept):
     return max((int(path.name.removeprefix("step-")) for path in names(kept.folder)), default=0)
-
-
-def state_of(model):
-    return connected.weights(model) | {
-        f"optimizer {n}": np.array(keras.ops.convert_to_numpy(variable))
-        for n, variable in enumerate(model.optimizer.variables)
-    }
 
 
 def assert_same(found, expected):
@@ -125,6 +84,7 @@ HOW = {
 }
 
 
+@pytest.mark.thorough("accumulated", "ema")
 @pytest.mark.parametrize("how", HOW)
 def test_it_goes_on_as_if_it_had_not_been_ended(how, tmp_path):
     # Within an epoch, after the first step, at the end of one, and twice in one.
@@ -132,6 +92,7 @@ def test_it_goes_on_as_if_it_had_not_been_ended(how, tmp_path):
     check(tmp_path, ends, HOW[how], validation_data=ROWS[:2])
 
 
+@pytest.mark.thorough("5")
 @pytest.mark.parametrize("end", [2, 5, 7, 10])
 def test_a_group_of_accumulated_steps_goes_on_across_epochs(end, tmp_path):
     check(tmp_path, (end,), {"accumulate": 3})
@@ -150,6 +111,7 @@ def test_own_answers_are_those_from_before(tmp_path):
     check(tmp_path, (4, 7), {"objectives": (objective,)}, rows=PAIRS)
 
 
+@pytest.mark.thorough("2")
 @pytest.mark.parametrize("epoch_steps", [1, 2])
 def test_epochs_that_are_a_part_of_a_pass(epoch_steps, tmp_path):
     check(tmp_path, (1, 3, 5), steps_per_epoch=epoch_steps, epochs=6)
@@ -211,22 +173,12 @@ def test_a_generator_of_several_epochs_is_kept_at_their_ends(tmp_path):
 
 def test_what_is_trained_comes_once_an_epoch(tmp_path):
     seen = []
-
-    class Note(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
-            self.epoch = epoch
-
-        def on_train_batch_end(self, batch, logs=None):
-            if hasattr(self.model, "jax_state_sync"):
-                self.model.jax_state_sync()
-            rows = np.array(keras.ops.convert_to_numpy(self.model.last_rows.result()))
-            seen.append((self.epoch, batch, *rows[rows >= 0].tolist()))
-
+    note = NoteRows(lambda *step: seen.append(step))
     kept = Checkpoints(tmp_path, steps=1)
     with pytest.raises(Ends):
-        fit(make(), kept, callbacks=[Note(), EndAt(6)])
+        fit(make(), kept, callbacks=[note, EndAt(6)])
     del seen[newest(kept) :]  # what was trained after it is trained again
-    fit(make(), kept, callbacks=[Note()])
+    fit(make(), kept, callbacks=note)
     assert [one[:2] for one in seen] == [(e, b) for e in range(EPOCHS) for b in range(BATCHES)]
     for epoch in range(EPOCHS):
         rows = [number for one in seen if one[0] == epoch for number in one[2:]]
@@ -332,16 +284,15 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
 
 @pytest.mark.once
 def test_a_full_disk_is_said_and_what_was_there_stays(tmp_path, monkeypatch):
-    save = np.savez
+    save, written = np.savez, []
 
     def full(file, **arrays):
-        if checkpoints.count_of_writes == 2:
+        if len(written) == 2:
             file.write(b"half of it")
             raise OSError(28, "No space left on device")
-        checkpoints.count_of_writes += 1
+        written.append(file)
         save(file, **arrays)
 
-    monkeypatch.setattr(checkpoints, "count_of_writes", 0, raising=False)
     monkeypatch.setattr(checkpoints.np, "savez", full)
     kept = Checkpoints(tmp_path, steps=1)
     with pytest.raises(OSError, match=r"step 3 could not be written to .*make room.*No space left"):
@@ -404,6 +355,17 @@ def test_other_frozen_weights_are_refused(tmp_path):
 def test_steps_that_do_not_divide_a_pass(tmp_path):
     with pytest.raises(ValueError, match=r"`steps_per_epoch` must divide.*=3 for 4 batches"):
         fit(make(), tmp_path, steps_per_epoch=3)
+
+
+@pytest.mark.once
+def test_another_backend_is_refused(tmp_path):
+    fit(make(), tmp_path, epochs=1)
+    (folder,) = names(tmp_path)
+    state = unsealed((folder / "state.json").read_bytes())
+    state["run"]["KERAS_BACKEND"] = "another"
+    (folder / "state.json").write_bytes(sealed(state))
+    with pytest.raises(ValueError, match=r"`KERAS_BACKEND` must be 'another', as in the training"):
+        fit(make(), tmp_path)
 
 
 @pytest.mark.once

@@ -4,9 +4,9 @@ import types
 import warnings
 
 import keras
+import long_run
 import numpy as np
 import pytest
-import test_resume
 
 from keras_cc.callbacks import WatchNumbers
 
@@ -78,9 +78,9 @@ def test_gates_that_are_stuck(end, word):
 
 
 def test_fit_says_it():
-    model = test_resume.make()
-    model.compile(keras.optimizers.Adam(0.003), **test_resume.QUICK)
+    model = long_run.make()
+    model.compile(keras.optimizers.Adam(0.003), **long_run.QUICK)
     rates = keras.callbacks.LearningRateScheduler(lambda epoch: 0.003 if epoch < 30 else 0.5)
     options = {"batch_size": 4, "epochs": 60, "verbose": 0, "seed": 0}
     with pytest.warns(UserWarning, match="The loss explodes"):
-        model.fit(test_resume.ROWS, callbacks=rates, **options)
+        model.fit(long_run.ROWS, callbacks=rates, **options)

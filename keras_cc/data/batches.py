@@ -189,15 +189,14 @@ class PreparedBatches:
     def from_step(self, step: int) -> Iterator[Batch]:
         """Iterates over one pass whose first batch is the optimizer's micro-batch `step`."""
         # No state of a pass is kept on `self`: a trainer opens passes that it abandons.
-        first = step
         done = skipped = self._skipped(step)
-        step -= skipped
-        passing = self._scaled(first, done) if self.accumulate > 1 else self._pass(first, done)
-        for batch in passing:
+        start = step - skipped
+        opened = self._scaled if self.accumulate > 1 else self._pass
+        for batch in opened(step, skipped):
             done += 1
             if done == self._count:
                 # Before the last batch leaves: who reads ahead may open the next pass already.
-                self._advance(step + done)
+                self._advance(start + done)
             yield batch
         if done == skipped:
             raise ValueError(
@@ -207,7 +206,7 @@ class PreparedBatches:
             )
         if self._count is None:
             self._count = done
-            self._advance(step + done)
+            self._advance(start + done)
 
     # --- a training that was ended ---
 
@@ -229,7 +228,7 @@ class PreparedBatches:
             self._count = position["num_batches"]
 
     def go_on_here(self) -> None:
-        """Have the next pass begin at `step`, within one of the rows where it lies there."""
+        """Have the pass that is opened at `step` begin there, wherever in a pass that lies."""
         self._begun = self.step
 
     def left_of_pass(self) -> "int | None":

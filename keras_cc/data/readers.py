@@ -1,5 +1,6 @@
 """Readers: files of paired rows in, lists of row dicts out."""
 
+import collections
 import glob
 import gzip
 import json
@@ -87,6 +88,11 @@ def load_jsonl(
             f"Received: on_bad_row={on_bad_row!r}, quarantine={quarantine!r}"
         )
     files = _expand(path)
+    if quarantine is not None and Path(quarantine).absolute() in [f.absolute() for f in files]:
+        raise ValueError(
+            "`quarantine` must not be one of the files that are read, or bad rows would be read "
+            f"again: name one elsewhere. Received: quarantine={os.fspath(quarantine)!r}"
+        )
     names = (instruction_column, output_column, pivot_column, lang_column)
     rows: list[dict[str, Any]] = []
     bad: list[dict[str, Any]] = []
@@ -97,7 +103,8 @@ def load_jsonl(
             row = _row(line, *names)
             if languages is not None and lang_column not in row:
                 raise ValueError(
-                    f"no {lang_column!r} to select languages by. Received: keys {sorted(row)}"
+                    f"no {lang_column!r} to select languages by. "
+                    f"Received: keys {sorted(row)!s:.200}"
                 )
         except ValueError as error:
             if on_bad_row == "raise":
@@ -159,7 +166,7 @@ def _row(line: bytes, instruction: str, output: str, pivot: str, lang: str) -> d
         if not isinstance(row.get(column), str):
             raise ValueError(
                 f"{column!r} must be a string. Received: "
-                + (f"{row[column]!r:.80}" if column in row else f"keys {sorted(row)}")
+                + (f"{row[column]!r:.80}" if column in row else f"keys {sorted(row)!s:.200}")
             )
         if not row[column].strip():
             raise ValueError(f"{column!r} is empty. Received: {row[column]!r:.80}")
@@ -174,9 +181,8 @@ def _row(line: bytes, instruction: str, output: str, pivot: str, lang: str) -> d
 def _once(items: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(items)
     if len(row) < len(items):
-        keys = [key for key, _ in items]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice!r} is there twice")
+        twice, _ = collections.Counter(key for key, _ in items).most_common(1)[0]
+        raise ValueError(f"the key {twice!r:.80} is there twice")
     return row
 
 

@@ -80,14 +80,14 @@ class Resuming(keras.callbacks.Callback):
         super().__init__()
         self.checkpoints = checkpoints.get(where)
         self.checkpoints.open()
-        self._trained = model
+        self.set_model(model)
         self._frozen_digest, self._metrics = None, []
         self.state, self._arrays = self.checkpoints.newest() or (None, None)
 
     # ---------------------------------------------------------------- before training
 
     def _restore(self):
-        model = self._trained
+        model = self.model
         if not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
         variables, frozen = _variables(model)
@@ -101,7 +101,7 @@ class Resuming(keras.callbacks.Callback):
         self._arrays = None
 
     def _check_model(self, variables, frozen):
-        here, there = _facts(variables, self._trained.optimizer), self.state["variables"]
+        here, there = _facts(variables, self.model.optimizer), self.state["variables"]
         if here != there:
             different = [pair for pair in zip(here, there, strict=False) if pair[0] != pair[1]]
             raise ValueError(
@@ -145,8 +145,7 @@ class Resuming(keras.callbacks.Callback):
             )
         # A generator that is read on from epoch to epoch cannot be opened within one, and Keras
         # puts averaged weights (EMA) into the model at the end of each of its calls.
-        inner = getattr(self._trained.optimizer, "inner_optimizer", self._trained.optimizer)
-        averages = getattr(inner, "use_ema", False)
+        averages = self.model.optimizer.inner_optimizer.use_ema
         self._within = not averages and not (batches.one_shot and steps_per_epoch)
         if self.state is None:
             return [Phase(initial_epoch, epochs, steps_per_epoch)]
@@ -173,7 +172,7 @@ class Resuming(keras.callbacks.Callback):
         Returns:
             A `keras.callbacks.History` of the whole training.
         """
-        model, history = self._trained, keras.callbacks.History()
+        model, history = self.model, keras.callbacks.History()
         if not phases:  # as `fit` ends: with averaged weights, where the optimizer has them
             model.optimizer.finalize_variable_values(model.trainable_weights)
         run = OneRun(
@@ -221,7 +220,8 @@ class Resuming(keras.callbacks.Callback):
 
     def _run(self):
         """What must be the same for the rows of a training to come as they would have."""
-        return {**self._batches.arguments(), "steps_per_epoch": self._steps}
+        backend = {"KERAS_BACKEND": keras.backend.backend()}  # random states are its own
+        return {**backend, **self._batches.arguments(), "steps_per_epoch": self._steps}
 
     # ---------------------------------------------------------------- while training
 
@@ -265,7 +265,6 @@ class Resuming(keras.callbacks.Callback):
         if self._frozen_digest is None:
             self._frozen_digest = _digest(frozen)
         state = {
-            "backend": keras.backend.backend(),
             "epoch": epoch,
             "batch": batch,
             "data": self._batches.position(),
@@ -322,12 +321,12 @@ def _plan(epoch, batch, epochs, steps, inside, left):
 
 def _variables(model):
     """`(those that a training changes, those that are frozen)`, in an order of their own."""
-    optimizer = model.optimizer.variables if getattr(model, "optimizer", None) else []
-    everything = [*model.variables, *model.metrics_variables, *optimizer, *surgery.seeds(model)]
-    everything = list({id(variable): variable for variable in everything}.values())
-    frozen = {id(v) for v in model.causal_lm.backbone.weights if not v.trainable}
-    kept = [v for v in everything if id(v) not in frozen]
-    return kept, [v for v in everything if id(v) in frozen]
+    trains = [*model.variables, *model.metrics_variables, *model.optimizer.variables]
+    trains = {id(variable): variable for variable in [*trains, *surgery.seeds(model)]}
+    frozen = [v for v in model.causal_lm.backbone.weights if not v.trainable]
+    for variable in frozen:
+        trains.pop(id(variable), None)
+    return [*trains.values()], frozen
 
 
 def _facts(variables, optimizer):

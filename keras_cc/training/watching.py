@@ -31,11 +31,8 @@ class WatchNumbers(keras.callbacks.Callback):
     ```
     """
 
-    def __init__(self):
-        super().__init__()
-        self._warned = set()
-
     def on_train_begin(self, logs=None):
+        self._done = set()  # metrics of which there is no more to say
         self._steps = 0
         self._recent = {}  # metric -> its values in the last steps
         self._first = {}  # metric -> its mean in the first window
@@ -90,7 +87,7 @@ class WatchNumbers(keras.callbacks.Callback):
                     "in closed form after training (`fit_transform`).",
                 )
             else:
-                self._warned.add("alignment_loss")  # it has fallen
+                self._done.add("alignment_loss")  # it has fallen
         gate = recent.get("mean_gate")
         if gate is not None and SHUT <= self._first["mean_gate"] <= OPEN:
             stuck = "shut" if gate < SHUT else "open" if gate > OPEN else None
@@ -103,6 +100,6 @@ class WatchNumbers(keras.callbacks.Callback):
                 )
 
     def _warn(self, name, message):
-        if name not in self._warned:
-            self._warned.add(name)
+        if name not in self._done:
+            self._done.add(name)
             warnings.warn(message, stacklevel=3)

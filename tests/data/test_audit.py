@@ -23,8 +23,8 @@ def kinds(found):
 
 
 def test_nothing_is_odd():
-    found = audit(rows(GOOD, ENGLISH), rows({**GOOD, "instruction": "a", "instruction_en": "b"})[:0]
-                  or None)  # fmt: skip
+    other = {**GOOD, "instruction": "a", "instruction_en": "b", "id": "other"}
+    found = audit(rows(GOOD, ENGLISH), [other])
     assert found == Audit(2) and str(found) == "2 rows"
 
 

@@ -165,6 +165,8 @@ def test_bad_rows_go_where_they_are_told_to(tmp_path):
     assert len(bad.read_text(encoding="utf-8").splitlines()) == len(lines)
     with pytest.warns(UserWarning, match="rows are bad"):
         assert load_jsonl(path, on_bad_row="quarantine", quarantine=bad, most_bad=1) == [ROW]
+    with pytest.raises(ValueError, match="`quarantine` must not be one of the files"):
+        load_jsonl(tmp_path, on_bad_row="quarantine", quarantine=bad)
     # None, and there is no file.
     bad.unlink()
     path = write(tmp_path / "good.jsonl", ROW)

@@ -5,6 +5,7 @@ once in each epoch. A process is ended by SIGKILL, which nothing in it hears.
 """
 
 import argparse
+import functools
 import pathlib
 import random
 import signal
@@ -29,30 +30,21 @@ HOW = {
 def train(folder, how, notes):
     """The training: what a process does, however often it is begun."""
     import keras
-    import test_resume
+    import long_run
 
     import keras_cc
 
-    class Note(keras.callbacks.Callback):
-        def on_train_begin(self, logs=None):
-            print("training", flush=True)
-            self.file = open(notes, "a", encoding="utf-8")  # noqa: SIM115
-
-        def on_epoch_begin(self, epoch, logs=None):
-            self.epoch = epoch
-
-        def on_train_batch_end(self, batch, logs=None):
-            if hasattr(self.model, "jax_state_sync"):
-                self.model.jax_state_sync()
-            rows = np.array(keras.ops.convert_to_numpy(self.model.last_rows.result()))
-            print(self.epoch, batch, *rows[rows >= 0].tolist(), file=self.file, flush=True)
-
-    rows = [test_resume.row(number) for number in range(ROWS)]
-    model = test_resume.make(**HOW[how])
+    rows = [long_run.row(number) for number in range(ROWS)]
+    model = long_run.make(**HOW[how])
     kept = keras_cc.Checkpoints(folder, steps=3)
     options = {"batch_size": BATCH_SIZE, "epochs": EPOCHS, "seed": 7, "verbose": 0}
-    history = model.fit(rows, resume=kept, callbacks=[Note()], **options)
-    state = test_resume.state_of(model)
+    begins = keras.callbacks.LambdaCallback(
+        on_train_begin=lambda logs: print("training", flush=True)
+    )
+    with open(notes, "a", encoding="utf-8") as file:
+        note = long_run.NoteRows(functools.partial(print, file=file, flush=True))
+        history = model.fit(rows, resume=kept, callbacks=[begins, note], **options)
+    state = long_run.state_of(model)
     with open(pathlib.Path(folder) / "end.npz", "wb") as file:
         np.savez(file, *state.values(), loss=history.history["loss"])
 

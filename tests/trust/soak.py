@@ -63,11 +63,11 @@ def one_round(model, rows, prompts, folder):
 def run(minutes):
     """Returns the figures of the module's docstring."""
     import keras
-    import test_resume
+    import long_run
 
-    model = test_resume.make()
-    model.compile(keras.optimizers.Adam(1e-3), sampler="greedy", **test_resume.QUICK)
-    rows, prompts = test_resume.ROWS, ["dog Kenya", "fox the dog"]
+    model = long_run.make()
+    model.compile(keras.optimizers.Adam(1e-3), sampler="greedy", **long_run.QUICK)
+    rows, prompts = long_run.ROWS, ["dog Kenya", "fox the dog"]
     folder, points = pathlib.Path(tempfile.mkdtemp()), []
     begin = time.monotonic()
     try:
