@@ -161,7 +161,7 @@ def _row(line: bytes, instruction: str, output: str, pivot: str, lang: str) -> d
         raise ValueError(f"{error}. Received: {line[:80]!r}") from error
     if not isinstance(row, dict):
         raise ValueError(f"not a JSON object. Received: {line.decode().strip()[:80]}")
-    is_pair = row.get(output) is None and isinstance(row.get(pivot), str)
+    is_pair = row.get(output) is None and bool(str(row.get(pivot) or "").strip())
     for column in (instruction, *([] if is_pair else [output])):
         if not isinstance(row.get(column), str):
             raise ValueError(

@@ -115,6 +115,10 @@ BAD_LINES = {
         "'output' must be a string. Received: None",
     ),
     "a number": ({**ROW, "output": 2}, "'output' must be a string. Received: 2"),
+    "a blank pivot": (
+        {**ROW, "output": None, "instruction_en": " "},
+        "'output' must be a string. Received: None",
+    ),
     "an empty answer": ({**ROW, "output": " "}, "'output' is empty"),
     "an empty prompt": ({**ROW, "instruction": ""}, "'instruction' is empty"),
     "a number for a language": ({**ROW, "lang": 3}, "'lang' must be a string"),
