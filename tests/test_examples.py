@@ -270,4 +270,5 @@ def test_the_study_is_there():
         "smollm2_135m",
         "transfer_currency",
         "transfer_currency_code",
+        "transfer_town",
     }
