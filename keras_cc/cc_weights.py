@@ -2,7 +2,9 @@
 
 The options hold a checksum of the weights' file and one of themselves: one damaged byte anywhere is
 found before anything is read into a model. It is against accidents, and not against an enemy, who
-can write both.
+can write both; what such a file can do is to be refused, or to be other weights of the same shapes.
+An HDF5 file is held to what `write` makes of it: arrays that lie in the file itself, each as long as
+it says.
 """
 
 import json
@@ -88,6 +90,7 @@ def read(path, backbone):
                 f"`path` must be what `save_cc_weights` wrote. Received: no {needed!r}"
             )
     options = _read_options(_options_path(path))
+    _check_kinds(_options_path(path), options)
     if options.get("weights_sha256") != file_digest(path):
         raise ValueError(
             f"`path` must hold the weights that {_options_path(path)!r} was written with: it is "
@@ -99,7 +102,17 @@ def read(path, backbone):
             f"`path` holds weights of another backbone: this model's is {here}. "
             f"Received: weights for {options['backbone']}"
         )
-    return read_weights(path), options
+    try:
+        weights = read_weights(path)
+        wrong = {key: str(one.dtype) for key, one in weights.items() if one.dtype != np.float32}
+        if wrong:
+            raise ValueError(f"arrays that are not of float32: {wrong}")
+    except Exception as error:  # the libraries that read know errors of any kind
+        raise ValueError(
+            f"`path` must hold the arrays that `save_cc_weights` writes. Received: {error} "
+            f"in {path!r}"
+        ) from error
+    return weights, options
 
 
 def _read_options(path):
@@ -122,6 +135,18 @@ def _read_options(path):
             f"Received: format={found!r} in {path!r}"
         )
     return options
+
+
+def _check_kinds(path, options):
+    """Refuse options that are sealed, and not what `write` seals."""
+    parts = [options.get(part) for part in ("connection", "intervention", "madx")]
+    if not isinstance(options.get("backbone"), dict) or not all(
+        one is None or isinstance(one, dict) for one in parts
+    ):
+        raise ValueError(
+            "`path` must have options that `save_cc_weights` wrote. "
+            f"Received: {sorted(options)} in {path!r}"
+        )
 
 
 def _format_of(content):
@@ -152,11 +177,14 @@ def _check_options(path, options, model):
                 f"Received: path={path!r} for a model with {part}={mine!r}"
             )
         config = {} if mine is None else mine.get_config()
+        saved_config = (saved or {}).get("config")
+        if not isinstance(saved_config, dict):
+            saved_config = {}
         for name in _OPTIONS & set(config):
-            if _jsonable(config[name]) != saved["config"].get(name):
+            if _jsonable(config[name]) != saved_config.get(name):
                 raise ValueError(
                     f"`path` was saved from a model whose {part} has "
-                    f"{name}={saved['config'].get(name)!r}, this one has {name}={config[name]!r}: "
+                    f"{name}={saved_config.get(name)!r}, this one has {name}={config[name]!r}: "
                     f"make the model with `{part}={saved}`. Received: path={path!r}"
                 )
 
@@ -213,6 +241,11 @@ def _read_h5(path):
 
         def visit(name, item):
             if isinstance(item, h5py.Dataset):
+                if (
+                    *(item.chunks, item.external, item.is_virtual),
+                    item.id.get_storage_size(),
+                ) != (None, None, False, item.nbytes):
+                    raise ValueError(f"{name}, which is not a plain array")
                 found[name] = np.asarray(item)
 
         file.visititems(visit)

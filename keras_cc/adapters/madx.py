@@ -199,7 +199,11 @@ class MADX:
             )
         found: dict[Any, dict] = {}
         for full, value in weights.items():
-            kind, name, key = full.split("/", 2)
+            kind, name, key = ([*full.split("/", 2), "", ""])[:3]
+            if kind not in self._slots:
+                raise ValueError(
+                    f"`path` must hold adapters of {sorted(self._slots)}. Received: {full!r}"
+                )
             found.setdefault((kind, name), {})[key] = value
         for (kind, name), values in found.items():
             variables = self._slots[kind].variables

@@ -1,12 +1,16 @@
-"""Damaged files: python tests/trust/damage.py --copies 2000
+"""Damaged files: python tests/trust/damage.py --copies 2000 [--atheris 60]
 
 Copies of a connection's weights (two formats), of a checkpoint and of a `.keras` file with one byte
 that is another, a tail that is missing, or bytes that are too many. Each must be refused, or load
-as what was saved: none may load as something else.
+as what was saved: none may load as something else. `--atheris` goes on from there: for so many
+seconds, files of connection weights made by coverage (`pip install atheris`), *with the right
+checksums*, as an enemy would write them: each is refused by the library's own words, with nothing
+changed, or holds other weights of the same shapes.
 """
 
 import argparse
 import collections
+import json
 import pathlib
 import shutil
 import sys
@@ -124,10 +128,108 @@ def run(copies, seed=0, only=None):
     return found
 
 
+def sealed_again(content, of_options, weights, options):
+    """Writes bytes as the weights, or as their options, and the checksums that go with them."""
+    from keras_cc import checksums
+
+    stated = json.loads(options.read_bytes())
+    if of_options:
+        try:
+            stated = json.loads(content)
+        except (ValueError, RecursionError):
+            options.write_bytes(content)
+            return
+    else:
+        weights.write_bytes(content)
+    if isinstance(stated, dict):
+        stated.pop("sha256", None)
+        stated["weights_sha256"] = checksums.file_digest(weights)
+        options.write_bytes(checksums.sealed(stated))
+    else:
+        options.write_bytes(content)
+
+
+def check_enemy(content, kinds):
+    """Loads one input, whose first byte says what it stands for; returns what happened."""
+    if not content:
+        return "refused"
+    name, load = kinds[content[0] // 2 % 2]
+    weights, options = name, pathlib.Path(f"{name}.json")
+    kept, before = (weights.read_bytes(), options.read_bytes()), load(None)
+    sealed_again(content[1:], content[0] % 2, weights, options)
+    try:
+        found = load(weights)
+    except ValueError as error:
+        assert "Received: " in str(error), error
+        found = load(None)
+        assert all(np.array_equal(found[key], value) for key, value in before.items())
+        return "refused"
+    finally:
+        weights.write_bytes(kept[0])
+        options.write_bytes(kept[1])
+    assert {key: one.shape for key, one in found.items()} == {
+        key: one.shape for key, one in before.items()
+    }
+    return "loaded"
+
+
+def enemy_files(folder):
+    """Good files to begin with: the kinds of `check_enemy`, and inputs that are whole."""
+    import connected
+    import tiny
+
+    from keras_cc import CCCausalLM, FusedConnection
+
+    model = CCCausalLM(tiny.causal_lm(), FusedConnection(layers=[-1]))
+    kinds, whole = [], []
+
+    def load(path):
+        if path is not None:
+            model.load_cc_weights(path)
+        return connected.weights(model)
+
+    for number, ending in enumerate((".safetensors", ".weights.h5")):
+        path = folder / f"connection{ending}"
+        model.save_cc_weights(path)
+        kinds.append((path, load))
+        whole.append(bytes([2 * number]) + path.read_bytes())
+        whole.append(bytes([2 * number + 1]) + pathlib.Path(f"{path}.json").read_bytes())
+    return kinds, whole
+
+
+def fuzz(seconds):
+    import atheris
+
+    happened = collections.Counter()
+    with tempfile.TemporaryDirectory() as scratch:
+        with atheris.instrument_imports(include=["keras_cc.cc_weights", "keras_cc.checksums"]):
+            import keras_cc  # noqa: F401
+        folder = pathlib.Path(scratch)
+        kinds, whole = enemy_files(folder)
+
+        def one(content):
+            happened[check_enemy(content, kinds)] += 1
+            if not happened.total() % 1_000:  # the fuzzer ends the process, and says nothing
+                print(dict(happened), flush=True)
+
+        most = max(map(len, whole)) + 256
+        arguments = [sys.argv[0], f"-max_total_time={seconds}", f"-max_len={most}", "-verbosity=0"]
+        corpus = folder / "corpus"
+        corpus.mkdir()
+        for number, content in enumerate(whole):
+            (corpus / str(number)).write_bytes(content)
+        atheris.Setup([*arguments, str(corpus)], one)
+        atheris.Fuzz()
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--copies", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="files whose name has this in it")
+    parser.add_argument("--atheris", type=int, default=0, help="seconds")
     given = parser.parse_args()
-    run(given.copies, given.seed, given.only)
+    if given.atheris:
+        fuzz(given.atheris)
+    else:
+        run(given.copies, given.seed, given.only)
