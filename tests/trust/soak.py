@@ -2,7 +2,7 @@
 
 Over and over, on one tiny model: `fit` with checkpoints, `evaluate`, `generate` on both paths, a
 connection's weights saved and loaded, `.keras` saved and loaded. At the end: how memory grows
-(MB an hour, a line through the second half), and open files, threads and the backend's arrays at
+(MB an hour, a line through the second half, and MB a round), and open files, threads and the backend's arrays at
 the half and at the end. Linux alone, which has `/proc`.
 """
 
@@ -92,6 +92,7 @@ def run(minutes):
     return {
         "rounds": len(points),
         "MB an hour": round(float(slope), 1),
+        "MB a round": round((half[-1]["memory"] - half[0]["memory"]) / (len(half) - 1), 3),
         **{name: [round(half[0][name]), round(half[-1][name])] for name in names},
     }
 
