@@ -1,3 +1,4 @@
+import pathlib
 from typing import Any
 
 import keras
@@ -13,6 +14,7 @@ from keras_cc.preprocessing import CCPreprocessor
 from keras_cc.training.paired_trainer import PairedTrainer
 from keras_cc.training.training_state import TrainingState
 from keras_cc.training.untrained_weights import UntrainedWeights
+from keras_cc.whole_files import whole_file
 
 
 @keras.saving.register_keras_serializable(package="keras_cc")
@@ -451,6 +453,28 @@ class CCCausalLM(PairedTrainer):
             for number, layer in self.intervention.matrices.items():
                 found[f"block_{number}/intervention"] = layer
         return found
+
+    def save(self, filepath, overwrite=True, zipped=None, **kwargs):
+        """Save the whole model, as `keras.Model.save` does.
+
+        A `.keras` file takes the place of one that is there when it is whole: where it cannot be
+        written, on a full disk for one, that one is as it was.
+
+        Args:
+            filepath: path, which ends in `.keras`, or a folder with `zipped=False`.
+            overwrite: whether to replace what is there, or ask.
+            zipped: as `keras.Model.save` takes.
+
+        Raises:
+            OSError: where it cannot be written.
+            ValueError: for another ending.
+        """
+        path = pathlib.Path(str(filepath))
+        whole = path.suffix == ".keras" and zipped is not False and overwrite
+        if not (whole and path.parent.is_dir()):  # Keras asks, or names what is wrong
+            return super().save(filepath, overwrite=overwrite, zipped=zipped, **kwargs)
+        with whole_file(path) as unfinished:
+            super().save(unfinished, zipped=zipped, **kwargs)
 
     def save_cc_weights(self, path):
         """Save the weights of connection and intervention alone, with their options beside.

@@ -3,10 +3,11 @@
 The options hold a checksum of the weights' file and one of themselves: one damaged byte anywhere is
 found before anything is read into a model. It is against accidents, and not against an enemy, who
 can write both; what such a file can do is to be refused, or to be other weights of the same shapes.
-An HDF5 file is held to what `write` makes of it: arrays that lie in the file itself, each as long as
-it says.
+An HDF5 file is held to what `write` makes of it: arrays that lie in the file itself, each as long
+as it says.
 """
 
+import io
 import json
 import os
 
@@ -54,11 +55,10 @@ def write(path, weights, options, backbone):
     write_weights = _by_ending(path, {".safetensors": _write_safetensors, ".weights.h5": _write_h5})
     options = {"format": FORMAT, **options, "backbone": backbone_facts(backbone)}
     options["shapes"] = {key: list(value.shape) for key, value in weights.items()}
-    with whole_file(path) as unfinished:
+    with whole_file(path) as unfinished, whole_file(_options_path(path)) as unfinished_options:
         write_weights(unfinished, weights)
         options["weights_sha256"] = file_digest(unfinished)
-    with whole_file(_options_path(path)) as unfinished:
-        unfinished.write_bytes(sealed(options))
+        unfinished_options.write_bytes(sealed(options))
 
 
 def load(model, path):
@@ -228,9 +228,12 @@ def _read_safetensors(path):
 def _write_h5(path, weights):
     import h5py
 
-    with h5py.File(path, "w") as file:
+    # In memory first: where a disk is full, HDF5's own writing ends the process, not the call.
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
         for key, value in weights.items():
             file[key] = value
+    path.write_bytes(content.getbuffer())
 
 
 def _read_h5(path):

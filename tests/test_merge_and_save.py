@@ -468,6 +468,97 @@ def not_loaded(model, path, message):
     connected.assert_weights_equal(connected.weights(model), before, atol=0)
 
 
+def h5_chunked(file, key, value):
+    file.create_dataset(key, data=value, chunks=True, compression="gzip")
+
+
+def h5_elsewhere(file, key, value):
+    external = [("elsewhere", 0, value.nbytes)]
+    file.create_dataset(key, value.shape, value.dtype, external=external)
+
+
+def h5_virtual(file, key, value):
+    import h5py
+
+    layout = h5py.VirtualLayout(value.shape, value.dtype)
+    layout[...] = h5py.VirtualSource("elsewhere", "x", value.shape)
+    file.create_virtual_dataset(key, layout)
+
+
+def h5_without_its_values(file, key, value):
+    file.create_dataset(key, value.shape, value.dtype)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    "make_one",
+    [h5_chunked, h5_elsewhere, h5_virtual, h5_without_its_values],
+    ids=lambda f: f.__name__,
+)
+def test_arrays_of_hdf5_lie_in_the_file_as_they_are(make_one, tmp_path):
+    """Right checksums: what decompresses to any size, or reads another file, is refused."""
+    import h5py
+
+    path = str(tmp_path / "connection.weights.h5")
+    model = make()
+    model.save_cc_weights(path)
+    stored = read(path)
+    with h5py.File(path, "w") as file:
+        for key, value in stored.items():
+            make_one(file, key, value)
+    sign(path)
+    not_loaded(model, path, r"must hold the arrays that `save_cc_weights`.*not a plain array")
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_what_is_no_weights_under_right_checksums(ending, tmp_path):
+    path = str(tmp_path / f"connection{ending}")
+    model = make()
+    model.save_cc_weights(path)
+    stored = read(path)
+    write(path, {key: value.astype("float64") for key, value in stored.items()})
+    sign(path)
+    not_loaded(model, path, r"not of float32: \{'block_.*float64")
+    pathlib.Path(path).write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00{}{}{}{}")
+    sign(path)
+    not_loaded(model, path, r"must hold the arrays that `save_cc_weights` writes. Received: ")
+    write(path, stored)
+    for wrong in ({"backbone": ["Llama3Backbone"]}, {"connection": "fused"}, {"madx": 1}):
+        kept = json.loads(pathlib.Path(path + ".json").read_text(encoding="utf-8"))
+        sign(path, **wrong)
+        not_loaded(model, path, r"must have options that `save_cc_weights` wrote. Received: \[")
+        pathlib.Path(path + ".json").write_text(json.dumps(kept), encoding="utf-8")
+    sign(path, connection={"class_name": "FusedConnection", "config": 7})
+    not_loaded(model, path, "saved from a model whose connection has")
+
+
+@pytest.mark.once
+def test_a_keras_file_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
+    path, model = tmp_path / "model.keras", make()
+    model.save(path)
+    before = path.read_bytes()
+
+    def half(self, path, **kwargs):
+        pathlib.Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(keras.Model, "save", half)
+    with pytest.raises(OSError, match="No space left"):
+        model.save(path)
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["model.keras"]
+    monkeypatch.undo()
+    connected.train_connection(model, seed=9)
+    model.save(str(path))
+    np.testing.assert_array_equal(logits(keras.saving.load_model(path), X), logits(model, X))
+    model.save(tmp_path / "folder", zipped=False)
+    assert (tmp_path / "folder" / "config.json").exists()
+    with pytest.raises(ValueError, match="extension"):
+        model.save(tmp_path / "model.h4")
+    with pytest.raises(OSError, match=r"none.model\.keras"):
+        model.save(tmp_path / "none" / "model.keras")
+
+
 @pytest.mark.thorough(".safetensors")
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_weights_that_do_not_fit_are_refused_with_nothing_changed(ending, tmp_path):

@@ -3,12 +3,14 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "trust"))
 
 import bad_rows
 import damage
+import full_disk
 import kill
 import soak
 import threads
@@ -34,6 +36,27 @@ def test_damaged_files():
     for name, happened in found.items():
         assert "LOADED AS SOMETHING ELSE" not in happened
         assert happened["refused"] >= (9 if name != "model.keras" else 3)
+
+
+@pytest.mark.once
+def test_a_file_of_an_enemy(tmp_path):
+    """Right checksums over what is wrong: refused in words, or other weights of the same shapes."""
+    kinds, whole = damage.enemy_files(tmp_path)
+    random, happened = np.random.default_rng(0), set()
+    for content in whole:
+        assert damage.check_enemy(content, kinds) == "loaded"
+        for number in range(25):
+            wrong = content[:1] + damage.damaged(content[1:], number, random)
+            happened.add(damage.check_enemy(wrong, kinds))
+    assert happened == {"refused", "loaded"}
+
+
+@pytest.mark.once
+@pytest.mark.skipif(not full_disk.possible(), reason="no file system can be mounted here")
+def test_a_full_disk():
+    happened = full_disk.on_a_small_disk(times=2, seed=1)
+    assert sum(happened.values()) == 8
+    assert any("refused" in key for key in happened)
 
 
 @pytest.mark.parametrize("connection", ["fused", "selected"])

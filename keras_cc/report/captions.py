@@ -99,8 +99,10 @@ def crossing(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
     lines = ["100: all of what English learnt over the floor; 0: nothing of it."]
     for part, where in (("pairs", "prompts seen"), ("held_out", "prompts never seen")):
         ends = {name: places[part][1][-1] for name, places in found.items()}
-        top = max(ends, key=ends.__getitem__)
-        lines.append(f"Most crosses with {top}, {_points(ends[top])} %, of {where}.")
+        ends = {name: end for name, end in ends.items() if math.isfinite(end)}
+        if ends:
+            top = max(ends, key=ends.__getitem__)
+            lines.append(f"Most crosses with {top}, {_points(ends[top])} %, of {where}.")
     return lines
 
 

@@ -3,7 +3,8 @@
     crossing = (others - floor) / (English - its floor)
 
 on the same items: the share of what English learnt that the other languages have. Of nats, which
-fall, the same. The floor is plain fine-tuning without those facts in any language.
+fall, the same. The floor is plain fine-tuning without those facts in any language. Where English is
+no better than its floor, nothing was there to cross, and no share is said.
 """
 
 from collections.abc import Mapping, Sequence
@@ -117,8 +118,9 @@ def curves(cells: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
                 )
                 others = _select(cells_then, "nll", part, languages)[0]
                 english = _select(cells_then, "nll", part, (PIVOT,))[0]
-                gained = _mean(below_english) - _mean(english)
-                shares.append((_mean(below) - _mean(others)) / gained)
+                gained = _gained("nll", english, below_english)
+                crossed = _gained("nll", others, below)
+                shares.append(crossed / gained if gained > 0 else float("nan"))
             found[name][place] = (list(steps), shares)
     return found
 
@@ -155,6 +157,8 @@ def _one(group, base, floor, metric, place, confidence):
         # The floor's own seeds are no part of the method's: its mean is what is left behind.
         below = _over_seeds(_select(floor, metric, part, languages)[0])
         below_english = _over_seeds(_select(floor, metric, part, (PIVOT,))[0])
+        if _gained(metric, english, below_english) <= 0:
+            return found
         crossing = statistics.ratio(
             {k: values - below[k] for k, values in scores.items()},
             {k: values - below_english[k] for k, values in english.items()},
@@ -192,6 +196,11 @@ def _select(group, metric, part, languages, seeds=None):
         ]
         items[language] = [str(group[0]["items"][language][n]) for n in where]
     return scores, items
+
+
+def _gained(metric, scores, floor):
+    gained = _mean(scores) - _mean(floor)
+    return -gained if metric == "nll" else gained
 
 
 def _over_seeds(scores):

@@ -248,6 +248,14 @@ class TestSaving:
             connected.load_cc_weights(trained[-1])
         with pytest.raises(ValueError, match="Received: no "):
             adapters.load(tmp_path / "none.safetensors")
+        weights, options = cc_weights.read(trained[-1], trained[0].causal_lm.backbone)
+        options = {key: options[key] for key in ("connection", "intervention", "madx")}
+        for key in ("elsewhere/tr/down", "down"):
+            path = tmp_path / "kind.safetensors"
+            one = next(iter(weights.values()))
+            cc_weights.write(path, {key: one}, options, trained[0].causal_lm.backbone)
+            with pytest.raises(ValueError, match=rf"must hold adapters of .* Received: '{key}'"):
+                adapters.load(path)
         with pytest.raises(ValueError, match="`path` must end in"):
             adapters.save(tmp_path / "adapters.npz")
 

@@ -120,6 +120,18 @@ def test_without_a_floor_or_a_baseline_nothing_is_made_up():
     assert [entry.text for entry in shown[0].rows[0]][3] == MISSING
 
 
+def test_no_share_is_said_of_an_english_that_learnt_nothing(tmp_path):
+    worse = cell("cc", 0.1, 0.1, 0.1)  # below the floor in both: its ratio would be 1
+    cells = [*CELLS[:2], worse]
+    found = transfer.summarise(cells)["methods"]["cc"]
+    for metric in ("exact_match", "nll"):
+        assert found[metric]["pairs"]["crossing"] is None
+        assert found[metric]["pairs"]["difference"] is not None
+    assert np.isnan(transfer.curves(cells)["cc"]["pairs"][1][-1])
+    written = report.write(cells, tmp_path)
+    assert "Most crosses with sft" in written["report.html"].read_text()
+
+
 def test_seeds_are_paired_and_the_floors_are_its_mean():
     cells = [
         cell("floor", 0.1, 0.1, 0.1), cell("floor", 0.3, 0.3, 0.3, seed=1),

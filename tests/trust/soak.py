@@ -2,8 +2,8 @@
 
 Over and over, on one tiny model: `fit` with checkpoints, `evaluate`, `generate` on both paths, a
 connection's weights saved and loaded, `.keras` saved and loaded. At the end: how memory grows
-(MB an hour, a line through the second half, and MB a round), and open files, threads and the backend's arrays at
-the half and at the end. Linux alone, which has `/proc`.
+(MB an hour, a line through the second half, and MB a round), and open files, threads and the
+backend's arrays at the half and at the end. Linux alone, which has `/proc`.
 """
 
 import argparse
