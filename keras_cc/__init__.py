@@ -24,6 +24,7 @@ from keras_cc.preprocessing.templates import PromptTemplate as PromptTemplate
 
 # Training: what is compared, extra losses, and what watches.
 from keras_cc import callbacks as callbacks
+from keras_cc import distribution as distribution
 from keras_cc import losses as losses
 from keras_cc import objectives as objectives
 from keras_cc import recipes as recipes

@@ -19,6 +19,7 @@ import numpy as np
 
 from keras_cc.data import columns, pairs, prepared, sources
 from keras_cc.data.prepared import Batch
+from keras_cc.data.splitting import WHOLE, Split
 from keras_cc.data.widths import MAX_SHAPES, Shape, Shapes
 
 #: Batches of rows that are sorted by length together. Beyond it, order stays as it was drawn.
@@ -62,6 +63,7 @@ class PreparedBatches:
         own_answers: a `keras_cc.training.own_answers.OwnAnswers`, which gives answers to rows that
             have none, or None.
         step: int. Number of micro-batches that the optimizer has seen, where it is not new.
+        split: a `keras_cc.data.splitting.Split`: how batches are shared out among replicas.
 
     Yields:
         `(x, y, sample_weight)` of `CCPreprocessor`, with these keys added to x:
@@ -71,11 +73,12 @@ class PreparedBatches:
           two, at least 4 and at most T. Where `prepare` pads to the longest row, (T, S, K) takes
           few values, see `keras_cc.data.widths.Shapes`, and K may be larger for it.
         - `row_ids`, int32 (B,): the number of each row in its dataset; see `describe`.
-        - `loss_scale`, float32 (B, 5), where `accumulate > 1`: five factors, repeated for
-          each row: `n_k * m / sum_j n_j` over the `m` micro-batches of a group, n being the sum of
-          sample weights (column 0), the number of target tokens in rows with a pivot, or in
-          all rows where `align_all` (column 1), that of rows with a pivot (column 2), that of
-          their answer tokens (column 3), and of these, those of the model's own (column 4).
+        - `loss_scale`, float32 (B, 5), where `accumulate > 1` or `split` has parts, each of which
+          is a micro-batch then: five factors, repeated for each row: `n_k * m / sum_j n_j` over
+          the `m` micro-batches of a group, n being the sum of sample weights (column 0), the
+          number of target tokens in rows with a pivot, or in all rows where `align_all`
+          (column 1), that of rows with a pivot (column 2), that of their answer tokens
+          (column 3), and of these, those of the model's own (column 4).
           Micro-batch means times these factors, averaged over the group, are the means of the
           group. (A pivot of no more than its `sink_tokens` counts here as one, though nothing is
           aligned with it.)
@@ -121,6 +124,7 @@ class PreparedBatches:
         method: str = "this",
         own_answers: Any = None,
         step: int = 0,
+        split: Split = WHOLE,
     ) -> None:
         self.prepare: Any = prepare
         self.accumulate = 1 if accumulate is None else int(accumulate)
@@ -131,6 +135,7 @@ class PreparedBatches:
         self.least_rows = least_rows
         self.answers, self.method = answers, method
         self.own_answers = own_answers
+        self.split = split
         self.step = self.first_step = int(step)
         self._source = sources.make_source(source, batch_size)
         self._seed, self._given_seed, self._shuffle = None, seed, bool(shuffle)
@@ -181,6 +186,11 @@ class PreparedBatches:
     def __bool__(self) -> bool:
         return True
 
+    @property
+    def is_scaled(self) -> bool:
+        """Whether batches carry a `loss_scale`."""
+        return self.accumulate > 1 or self.split.parts > 1
+
     # --- iteration ---
 
     def __iter__(self) -> Iterator[Batch]:
@@ -191,13 +201,13 @@ class PreparedBatches:
         # No state of a pass is kept on `self`: a trainer opens passes that it abandons.
         done = skipped = self._skipped(step)
         start = step - skipped
-        opened = self._scaled if self.accumulate > 1 else self._pass
+        opened = self._scaled if self.is_scaled else self._pass
         for batch in opened(step, skipped):
             done += 1
             if done == self._count:
                 # Before the last batch leaves: who reads ahead may open the next pass already.
                 self._advance(start + done)
-            yield batch
+            yield self.split.own(batch)
         if done == skipped:
             raise ValueError(
                 "Empty dataset: the source gave no batch"
@@ -306,7 +316,7 @@ class PreparedBatches:
             if is_stream and not skipped and index + 1 == self._count:
                 # Who knows where a pass ends asks for no more.
                 self._check_some(self.row_count - rows, self.unanswered_count - without)
-            yield x, y, sample_weight
+            yield self.split.filled((x, y, sample_weight))
         if is_stream and not skipped:
             self._check_some(self.row_count - rows, self.unanswered_count - without)
 
@@ -420,10 +430,7 @@ class PreparedBatches:
         if group and total is None and self._source.shuffles:
             # The source can tell what the next pass begins with: close the group over its edge.
             following = list(itertools.islice(self._passes(step), lacking - len(group)))
-            counts = [
-                prepared.token_counts(batch, self.align_all) for batch in [*group, *following]
-            ]
-            total = np.sum(counts, axis=0)
+            total = self._counted([*group, *following])
             places = (divmod(step - self.first_step + i, len(self)) for i in range(len(following)))
             self._ahead = dict(zip(places, following, strict=True))
         self._carried = {} if total is None else {step: total}
@@ -437,9 +444,12 @@ class PreparedBatches:
             return None
         reading = self._passes(start, (start - self.first_step) % len(self))
         group = list(itertools.islice(reading, end - start))
-        counts = [prepared.token_counts(batch, self.align_all) for batch in group]
         # `_with_loss_scale` takes a total for one of `accumulate` batches.
-        return np.sum(counts, axis=0) * self.accumulate / len(group)
+        return self._counted(group) * self.accumulate / len(group)
+
+    def _counted(self, group: list[Batch]) -> np.ndarray:
+        """The token counts of several batches together."""
+        return np.sum([self.split.counts(batch, self.align_all) for batch in group], axis=(0, 1))
 
     def _passes(self, step: int, skipped: int = 0) -> Iterator[Batch]:
         while True:
@@ -449,16 +459,16 @@ class PreparedBatches:
             skipped = 0
 
     def _with_loss_scale(self, group: list[Batch], total: "np.ndarray | None") -> list[Batch]:
-        counts = np.array(
-            [prepared.token_counts(batch, self.align_all) for batch in group]
-        ).reshape(-1, 5)
+        counts = [self.split.counts(batch, self.align_all) for batch in group]
+        counts = np.array(counts).reshape(-1, self.split.parts, 5)
         # Without the total of a whole group, its part here counts as one.
         size = len(group) if total is None else self.accumulate
-        total = np.asarray(counts.sum(axis=0) if total is None else total)
+        total = np.asarray(counts.sum(axis=(0, 1)) if total is None else total)
+        size *= self.split.parts
         # No token in the whole group: the loss is 0, any factor does.
         scales = np.where(total > 0, counts * size / np.where(total > 0, total, 1), 1)
         for (x, y, _), scale in zip(group, scales, strict=True):
-            x["loss_scale"] = np.tile(scale, (len(y), 1)).astype("float32")
+            x["loss_scale"] = self.split.of_rows(scale, len(y))
         return group
 
     def _prepared(self, raw: Any) -> Batch:

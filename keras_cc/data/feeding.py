@@ -183,7 +183,7 @@ def _as_tf_dataset(
 
     x = {key: spec(2, "int32") for key in _INT_KEYS}
     x["row_ids"] = spec(1, "int32")
-    if batches.accumulate > 1:
+    if batches.is_scaled:
         x["loss_scale"] = spec(2, "float32")
     if batches.own_answers is not None:
         x["own_answer"] = spec(1, "int32")

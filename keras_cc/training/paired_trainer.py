@@ -14,7 +14,7 @@ from keras_cc.objectives import get_all as get_objectives
 from keras_cc.options import count
 from keras_cc.passes import pairing
 from keras_cc.passes.positions import gather
-from keras_cc.training import own_answers
+from keras_cc.training import own_answers, replicas
 from keras_cc.training.guards import failing_well, listed, reporting_truncation
 from keras_cc.training.non_finite import LastRows, StopOnNonFiniteLoss
 from keras_cc.training.resuming import Resuming
@@ -146,7 +146,7 @@ class PairedTrainer(keras.Model):
             hidden.add("connected_sft_loss")
         shown = {f"{objective.name}_loss" for objective in self.objectives}
         hidden |= {tracker.name for tracker in self.objective_trackers} - shown
-        return {m.name: m.result() for m in self.metrics if m.name not in hidden}
+        return replicas.means([m for m in self.metrics if m.name not in hidden])
 
     def test_step(self, *args):
         # The backends pass different arguments; what differs for a pair is the scope alone.
@@ -295,6 +295,14 @@ class PairedTrainer(keras.Model):
         ```
         """
         self._check_fitted()
+        split = replicas.split_of(self)
+        if resume is not None and split.processes > 1:
+            raise ValueError(
+                "`resume` is for one process: save on the first of them, with "
+                "`keras.callbacks.ModelCheckpoint`, and load that in each. "
+                f"Received: resume={resume!r} in {split.processes} processes"
+            )
+        replicas.check(self, split, batch_size)
         self._keep_untrained()
         resuming = None if resume is None or not self.compiled else Resuming(self, resume)
         source = make_source(_source(x, y, sample_weight), batch_size)
@@ -317,6 +325,7 @@ class PairedTrainer(keras.Model):
             method=self.method,
             own_answers=answers,
             step=surgery.micro_steps(self.optimizer) if self.compiled else 0,
+            split=split,
         )
         unanswered, says = batches.known_unanswered, kwargs.get("verbose", "auto")
         if unanswered and says:
@@ -329,7 +338,11 @@ class PairedTrainer(keras.Model):
             scored = read_once(scored, most) if scored.one_shot else scored
             sources.append(self._scored(scored, batch_size))
             validation_data = as_scored_data(sources[1], most)
-        with reporting_truncation(self.preprocessor), failing_well(*sources) as keep:
+        with (
+            reporting_truncation(self.preprocessor),
+            replicas.averaging(self, split),
+            failing_well(*sources) as keep,
+        ):
             callbacks = [
                 *listed(callbacks),
                 StepCounter(batches),
@@ -412,7 +425,12 @@ class PairedTrainer(keras.Model):
     def _scored(self, source, batch_size):
         """Batches whose answers are scored, each row's."""
         return PreparedBatches(
-            source, self.preprocessor, batch_size, answers="all", method="an evaluation"
+            source,
+            self.preprocessor,
+            batch_size,
+            answers="all",
+            method="an evaluation",
+            split=replicas.split_of(self, training=False),
         )
 
     def _accumulation_steps(self):
