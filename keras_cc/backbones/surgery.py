@@ -13,6 +13,7 @@ Why each is needed:
 - `model._aggregate_additional_loss`: divides a loss that is already a mean by the
   number of replicas on TensorFlow, where gradients are summed over the replicas.
 - `variable._value`: on JAX, None while a trainer holds the value; reading `value` then fails.
+- `model._flatten_metrics_in_order`: what `evaluate` returns as a list, of a dict.
 - `model._flatten_layers`: all sublayers; `Model.layers` lists the top only. Loaded int4 layers
   are repaired among them: Keras 3.15 forgets that their inputs are not quantised.
 - `optimizer._variables`, `_iterations`, `_trainable_variables`, `_trainable_variables_indices`,
@@ -360,6 +361,11 @@ def logit_lens(causal_lm):
 def add_to_loss(model, loss):
     """`loss`, a mean over this replica's batch, scaled as Keras scales an added loss."""
     return model._aggregate_additional_loss(loss)
+
+
+def in_order(model, scores):
+    """A dict of scores as the list that `evaluate` returns."""
+    return model._flatten_metrics_in_order(scores)
 
 
 def attached_values(model):

@@ -302,7 +302,7 @@ class PairedTrainer(keras.Model):
                 "`keras.callbacks.ModelCheckpoint`, and load that in each. "
                 f"Received: resume={resume!r} in {split.processes} processes"
             )
-        replicas.check(self, split, batch_size)
+        replicas.check(self, split, batch_size, self._accumulation_steps())
         self._keep_untrained()
         resuming = None if resume is None or not self.compiled else Resuming(self, resume)
         source = make_source(_source(x, y, sample_weight), batch_size)
@@ -394,11 +394,19 @@ class PairedTrainer(keras.Model):
         ```
         """
         if kwargs.get("_use_cached_eval_dataset", False):  # fit's, prepared already
-            return super().evaluate(x, y, sample_weight=sample_weight, **kwargs)
+            return self._evaluate(x, y, sample_weight=sample_weight, **kwargs)
         batches = self._scored(_source(x, y, sample_weight), batch_size)
         with reporting_truncation(self.preprocessor), failing_well(batches) as keep:
             kwargs["callbacks"] = [*listed(kwargs.get("callbacks")), keep]
-            return super().evaluate(as_keras_data(batches, kwargs.get("steps")), **kwargs)
+            return self._evaluate(as_keras_data(batches, kwargs.get("steps")), **kwargs)
+
+    def _evaluate(self, *args, return_dict=False, **kwargs):
+        found = super().evaluate(*args, return_dict=True, **kwargs)
+        if replicas.split_of(self, training=False).parts > 1:
+            # Keras takes a mean of the replicas' means, whatever each has counted.
+            with pairing.scoring():
+                found = {name: float(value) for name, value in self.get_metrics_result().items()}
+        return found if return_dict else surgery.in_order(self, found)
 
     @property
     def learns_from_prompts(self):

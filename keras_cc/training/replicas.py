@@ -26,7 +26,8 @@ def split_of(model: Any, training: bool = True) -> Split:
         training: bool; what is scored, every process of PyTorch scores as a whole.
 
     Raises:
-        ValueError: where a mesh has fewer replicas of the model than there are processes.
+        ValueError: where a mesh has fewer replicas of the model than there are processes, and
+            where Keras is to share the data out.
     """
     backend = keras.backend.backend()
     if backend == "jax":
@@ -42,13 +43,14 @@ def split_of(model: Any, training: bool = True) -> Split:
     return Split(count, parts=count, processes=count, process=group.get_rank())
 
 
-def check(model: Any, split: Split, batch_size: "int | None") -> None:
+def check(model: Any, split: Split, batch_size: "int | None", accumulates: int = 1) -> None:
     """Refuse what cannot be trained on several devices, before anything is.
 
     Raises:
         ValueError: for a batch size that the replicas do not divide, for a model that was made
-            before the distribution, or without a layout for one of its matrices, and for
-            processes whose models are not the same.
+            before the distribution, or without a layout for one of its matrices, for gradient
+            accumulation on replicas of TensorFlow, and for processes whose models are not the
+            same.
     """
     if batch_size is not None and batch_size % split.multiple:
         raise ValueError(
@@ -60,6 +62,13 @@ def check(model: Any, split: Split, batch_size: "int | None") -> None:
         _check_mesh(model)
     elif backend == "tensorflow":
         _check_strategy(model)
+        if accumulates > 1 and split.parts > 1:
+            raise ValueError(
+                "`gradient_accumulation_steps` must be None on several replicas of TensorFlow, "
+                "where Keras' accumulation comes to other weights than on one: take a larger "
+                "`batch_size`, or JAX or PyTorch. "
+                f"Received: {accumulates} steps on {split.parts} replicas"
+            )
     elif split.processes > 1:
         _check_alike(model)
 
@@ -114,6 +123,11 @@ def _of_mesh(distribution):
         )
     if processes == 1:
         return Split(replicas)
+    if distribution.auto_shard_dataset:
+        raise ValueError(
+            "The distribution must leave the sharing out of batches to `fit`: make it with "
+            f"`auto_shard_dataset=False`. Received: {distribution}"
+        )
     import jax
 
     return Split(replicas, processes=processes, process=jax.process_index())
