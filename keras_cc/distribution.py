@@ -38,6 +38,7 @@ _OF_FAMILY = {
     },
     "GPTNeoXBackbone": _BLOCKS | {".*/attention_output/kernel": ("out", "in")},
 }
+_FLARE_UP = "cc_(query|value).*/low_rank/up"
 _CONNECTION = {
     ".*/decision_gate/kernel": ("in", "out"),
     ".*(transform_matrix|pooled_transform)/delta": ("in", "out"),
@@ -45,7 +46,7 @@ _CONNECTION = {
     ".*/(transform_matrix|pooled_transform)/up": (None, "out"),
     "layer_selector/kernel": ("in", None),
     "cc_(query|value).*/low_rank/down": ("in", None),
-    "cc_(query|value).*/low_rank/up": (None, "out", None),
+    _FLARE_UP: (None, "out", None),
 }
 
 
@@ -99,10 +100,13 @@ def layout_map(
     hub = getattr(_class_named(name), "get_layout_map", None)
     if hub is not None:
         found.update(hub(device_mesh, model_dim_name, batch_dim_name))
-        rules = {}
+        rules: dict[str, tuple[str | None, ...]] = {}
     else:
         rules = _OF_FAMILY.get(name, _BLOCKS | _OUTPUT)
-    for pattern, dimensions in (rules | _SHARED | _CONNECTION).items():
+    rules = rules | _SHARED | _CONNECTION
+    if name == "SmolLM3Backbone":  # whose heads are in one dimension
+        rules[_FLARE_UP] = (None, "out")
+    for pattern, dimensions in rules.items():
         found[pattern] = tuple(axes[one] for one in dimensions)
     return found
 

@@ -9,8 +9,6 @@ import pathlib
 import sys
 
 DEVICES = 4
-SHAPES = ((4, 1), (2, 2), (1, 4))  # of (batch, model)
-WORLD = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def rows():
@@ -49,13 +47,10 @@ def results(fit_transform=False, generates=False):
     import numpy as np
 
     found = {}
-    trainings = {
-        "plain": {},
-        "accumulated": {"accumulate": 3},
-        "objective": {"objectives": ["dft"]},
-    }
+    both = {"accumulate": 3, "objectives": ["dft"]}
     if keras.backend.backend() == "tensorflow":
-        del trainings["accumulated"]  # refused
+        del both["accumulate"]  # refused
+    trainings = {"plain": {}, "both": both}
     for name, options in trainings.items():
         model = make(**options)
         history = model.fit(rows(), batch_size=4, epochs=2, shuffle=False, verbose=0).history
@@ -78,8 +73,7 @@ def results(fit_transform=False, generates=False):
     return found
 
 
-def of_jax():
-    import jax
+def of_jax(names):
     import keras
 
     import keras_cc
@@ -89,27 +83,25 @@ def of_jax():
         keras.distribution.set_distribution(parallel)
         return {"parallel": results()}
     found = {"one": results(True, True)}
-    shapes = {f"model {shape}": shape for shape in SHAPES}
-    for name, shape in {"data": None, **shapes}.items():
-        if shape is None:
+    for name in names:
+        if name == "data":
             distribution = keras.distribution.DataParallel()
         else:
+            shape = tuple(map(int, name.split("x")))
             mesh = keras.distribution.DeviceMesh(shape, ("batch", "model"))
             layout = keras_cc.distribution.layout_map("Llama3Backbone", mesh)
             distribution = keras_cc.distribution.ModelParallel(layout_map=layout)
         with distribution.scope():
             found[name] = results(True, True)
-            if shape == (2, 2):
-                model = make()
-                found["layouts"] = {
-                    v.path: [str(one) for one in v.value.sharding.spec] for v in model.weights
+            if name != "data":
+                found[f"{name} layouts"] = {
+                    v.path: [n or "" for n in v.value.sharding.spec] for v in make().weights
                 }
-                found["left whole"] = distribution.left_whole
-    assert jax.device_count() == DEVICES
+                found[f"{name} whole"] = distribution.left_whole
     return found
 
 
-def of_tensorflow():
+def of_tensorflow(names):
     import tensorflow as tf
 
     devices = [tf.config.LogicalDeviceConfiguration()] * DEVICES
@@ -121,7 +113,7 @@ def of_tensorflow():
     return found
 
 
-def of_torch():
+def of_torch(names):
     import torch
 
     torch.distributed.init_process_group("gloo")
@@ -141,5 +133,6 @@ if __name__ == "__main__":
         keras.distribution.initialize(
             os.environ["JAX_ADDRESS"], int(os.environ["JAX_PROCESSES"]), int(number)
         )
-    found = {"jax": of_jax, "tensorflow": of_tensorflow, "torch": of_torch}[backend]()
+    of = {"jax": of_jax, "tensorflow": of_tensorflow, "torch": of_torch}[backend]
+    found = of(sys.argv[2:])
     (pathlib.Path(sys.argv[1]) / f"{number}.json").write_text(json.dumps(found))
