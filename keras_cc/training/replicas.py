@@ -166,14 +166,16 @@ def _devices(distribution):
 
 
 def _check_strategy(model):
-    import tensorflow as tf
 
-    here = tf.distribute.get_strategy()
-    if here.num_replicas_in_sync > 1 and here is not model.distribute_strategy:
-        raise ValueError(
-            "The model must be made under the strategy that it trains with: make or load it within "
-            f"`strategy.scope()`. Received: a model of {model.distribute_strategy}"
-        )
+    here = model.distribute_strategy
+    if here.num_replicas_in_sync == 1:
+        return
+    for variable in model.variables:
+        if not here.extended.variable_created_in_scope(variable.value):
+            raise ValueError(
+                "The model must be made under the strategy that it trains with: make or load it "
+                f"within `strategy.scope()`. Received: {variable.path!r}, made outside of it"
+            )
 
 
 def _torch_processes():
