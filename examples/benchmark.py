@@ -1,0 +1,360 @@
+"""What training and inference cost, beside what others do: one command, one table.
+
+    python examples/benchmark.py                     # the backends that are installed, half an hour
+    python examples/benchmark.py --model tiny        # to try it, two minutes
+    python examples/benchmark.py --device gpu        # adds large shapes in mixed bfloat16
+
+Each measurement is a process of its own; the two of a row are measured in turn, so that a drift of
+the machine's speed meets both, and a ratio is taken within each turn (median, lowest, highest). A
+row whose library is not there is left out, and said. The result lies in `--output`, as JSON too.
+
+Beside what `benchmark_step.py` measures:
+
+- `transformers`: a plain step of the same shape in Hugging Face's library on PyTorch, logits and
+  loss at all positions, as its trainer does.
+- `two_passes`: the scheme of CC-Tuning's authors as its paper describes it, in plain PyTorch: two
+  whole passes with logits on both, one English activation added at the last prompt token, losses
+  on both. Written here for the comparison.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import pathlib
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+import benchmark_step
+import tyro
+
+HERE = pathlib.Path(__file__).resolve().parent
+#: Vocabulary, width, layers, heads, heads of keys, feed-forward width.
+SHAPES = {
+    "smollm2_135m": (49_152, 576, 30, 9, 3, 1_536),
+    "gemma3_270m": (262_144, 640, 18, 4, 1, 2_048),
+    "tiny": (512, 32, 2, 2, 1, 64),
+    "gemma_2b": (256_000, 2_048, 18, 8, 1, 16_384),
+    "llama3_8b": (128_256, 4_096, 32, 32, 8, 14_336),
+}
+BACKENDS = ("jax", "tensorflow", "torch")
+
+
+@dataclasses.dataclass
+class Arguments:
+    """What to measure."""
+
+    model: str = "smollm2_135m"
+    """gemma3_270m, smollm2_135m, or tiny."""
+    backends: tuple[str, ...] = BACKENDS
+    """Keras backends; those that are not installed are left out."""
+    device: str = "cpu"
+    """cpu, or gpu: adds the large shapes."""
+    batch_size: int = 8
+    """Rows a step."""
+    length: int = 128
+    """Target tokens a row."""
+    pivot_length: int = 64
+    """Pivot tokens a row."""
+    answer_length: int = 16
+    """Answer tokens a row; they are the last of the target."""
+    steps: int = 5
+    """Steps a measurement, the first two not counted."""
+    turns: int = 3
+    """How many times the two of a row are measured."""
+    rows: tuple[str, ...] = ("stock", "transformers", "published", "merged", "pipeline", "growth")
+    """Which comparisons."""
+    output: pathlib.Path = pathlib.Path("runs/benchmark")
+    """Folder of benchmark.json and benchmark.md."""
+    worker: str = ""
+    """Measure this one in this process and print JSON (used by the script itself)."""
+
+
+# ---------------------------------------------------------------- in a process of its own
+
+
+def hugging_face(args):
+    """A Llama of `transformers` of the shape, in float32, with random weights."""
+    import torch
+    import transformers
+
+    vocabulary, width, layers, heads, kv_heads, inner = SHAPES[args.model]
+    torch.manual_seed(0)
+    return transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=vocabulary, hidden_size=width, num_hidden_layers=layers,
+            num_attention_heads=heads, num_key_value_heads=kv_heads, intermediate_size=inner,
+            head_dim=256 if args.model == "gemma3_270m" else width // heads,
+            tie_word_embeddings=True, max_position_embeddings=4096,
+        )
+    )  # fmt: skip
+
+
+def steps_of(args, step):
+    """Seconds of each step, and the peak of memory."""
+    seconds = []
+    for _ in range(args.steps):
+        begin = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - begin)
+    return {"seconds": statistics.median(seconds[2:]), "gib": peak()}
+
+
+def peak():
+    """GiB that this process has had in memory at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def transformers_step(args):
+    """A plain step: Adam on all weights, loss at the answer's tokens, logits at all."""
+    import torch
+
+    model = hugging_face(args)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-5)
+    ids = torch.randint(3, SHAPES[args.model][0], (args.batch_size, args.length))
+    labels = torch.where(torch.arange(args.length) >= args.length - args.answer_length, ids, -100)
+
+    def step():
+        optimizer.zero_grad()
+        model(input_ids=ids, labels=labels).loss.backward()
+        optimizer.step()
+
+    return steps_of(args, step)
+
+
+def two_passes_step(args):
+    """The authors' scheme: two whole passes with logits on both, one activation connected."""
+    import torch
+
+    model = hugging_face(args)
+    width, layers = SHAPES[args.model][1:3]
+    select = torch.nn.Linear(width, layers)
+    transform = torch.nn.Linear(width, width, bias=False)
+    every = [*model.parameters(), *select.parameters(), *transform.parameters()]
+    optimizer = torch.optim.Adam(every, 1e-5)
+    vocabulary = SHAPES[args.model][0]
+    target = torch.randint(3, vocabulary, (args.batch_size, args.length))
+    pivot = torch.randint(3, vocabulary, (args.batch_size, args.pivot_length))
+    last = args.length - args.answer_length - 1
+    labels = torch.where(torch.arange(args.length) > last, target, -100)
+    activations, added = [], []
+    for number, block in enumerate(model.model.layers):
+        block.mlp.register_forward_hook(lambda _, __, out: activations.append(out))
+        if number == layers // 2:
+            block.mlp.register_forward_hook(lambda _, __, out: out + added[0] if added else out)
+
+    def step():
+        optimizer.zero_grad()
+        activations.clear(), added.clear()
+        model(input_ids=pivot)  # with its logits, and with what a gradient needs
+        english = torch.stack([one[:, -1] for one in activations], 1)
+        chosen = torch.nn.functional.gumbel_softmax(select(english[:, -1]), hard=True)
+        vector = (english * chosen[..., None]).sum(1)
+        error = torch.nn.functional.mse_loss(transform(english.mean(1)), vector.detach())
+        place = torch.zeros(1, args.length, 1)
+        place[:, last] = 1.0
+        added.append(vector[:, None] * place)
+        (model(input_ids=target, labels=labels).loss + error).backward()
+        optimizer.step()
+
+    return steps_of(args, step)
+
+
+def merged_inference(args):
+    """A forward pass of a merged model, or of the stock one: the same class, the same graph."""
+    import keras
+    import numpy as np
+
+    import keras_cc
+
+    causal_lm = benchmark_step.make_model(args.model)
+    if args.worker == "merged":
+        model = keras_cc.CCCausalLM(causal_lm)
+        causal_lm = model.merge()
+    size = causal_lm.backbone.vocabulary_size
+    ids = np.random.default_rng(0).integers(3, size, (args.batch_size, args.length)).astype("int32")
+    x = {"token_ids": ids, "padding_mask": np.ones_like(ids)}
+    backbone = causal_lm.backbone
+    return steps_of(args, lambda: keras.ops.convert_to_numpy(backbone.predict_on_batch(x))[0, 0, 0])
+
+
+def pipeline(args):
+    """Rows of the CLDR set, read, tokenised, paired and put into batches: seconds a batch."""
+    import keras_cc
+    from keras_cc.data.batches import PreparedBatches
+
+    if args.model == "tiny":
+        sys.path.insert(0, str(HERE.parent / "tests"))
+        import tiny_tokenizers
+
+        tokenizer = tiny_tokenizers.llama3_tokenizer()
+    else:
+        tokenizer = keras_cc.load_preset(f"demo:{args.model}")[1]
+    preprocessor = keras_cc.CCPreprocessor(tokenizer, 256, template="{instruction}\n")
+    rows = keras_cc.data.cldr_rows(["tr", "sw", "id", "en"])
+    made = PreparedBatches(rows, preprocessor, batch_size=args.batch_size, shuffle=True, group=True)
+    list(made)  # texts are tokenised anew in each pass; caches of the process are warm
+    begin = time.perf_counter()
+    count = sum(1 for _ in made)
+    return {"seconds": (time.perf_counter() - begin) / count, "gib": peak()}
+
+
+WORKERS = {
+    "transformers": transformers_step,
+    "two_passes": two_passes_step,
+    "merged": merged_inference,
+    "unmerged": merged_inference,
+    "pipeline": pipeline,
+}
+
+
+# ---------------------------------------------------------------- all of them
+
+
+def run(args, worker, backend, **changes):
+    """One measurement in a process of its own: of this script's workers, or `benchmark_step`'s."""
+    script = "benchmark.py" if worker in WORKERS else "benchmark_step.py"
+    names = ("model", "batch_size", "length", "pivot_length", "answer_length", "steps")
+    options = {name: getattr(args, name) for name in names} | changes
+    command = [sys.executable, str(HERE / script), "--worker", worker]
+    for name, value in options.items():
+        command += [f"--{name.replace('_', '-')}", str(value)]
+    environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{worker} on {backend} failed:\n{done.stderr}")
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    print(f"{backend}, {worker}: {found['seconds']:.3f} s, {found['gib']:.2f} GiB", file=sys.stderr)
+    return found
+
+
+def in_turn(args, ours, theirs):
+    """Measures two `(worker, backend)` in turn; the ratio of each turn, and the medians."""
+    turns = [(run(args, *theirs), run(args, *ours)) for _ in range(args.turns)]
+    found = {}
+    for key in ("seconds", "gib"):
+        ratios = sorted(our[key] / their[key] for their, our in turns)
+        found[key] = {
+            "ratio": statistics.median(ratios),
+            "lowest": ratios[0],
+            "highest": ratios[-1],
+            "ours": statistics.median(our[key] for _, our in turns),
+            "theirs": statistics.median(their[key] for their, _ in turns),
+        }
+    return found
+
+
+def growth(args, backend):
+    """Exponents of cost: of the step's time as prompts grow, and as the batch grows."""
+    import numpy as np
+
+    found = {}
+    for name, values in {"length": (128, 256, 512), "batch_size": (2, 4, 8)}.items():
+        seconds = []
+        for value in values:
+            changes = {name: value} | ({"pivot_length": value // 2} if name == "length" else {})
+            seconds.append(run(args, "cc", backend, **changes)["seconds"])
+        found[name] = {
+            "values": values,
+            "seconds": seconds,
+            "exponent": float(np.polyfit(np.log(values), np.log(seconds), 1)[0]),
+        }
+    return found
+
+
+def there(name):
+    return importlib.util.find_spec(name) is not None
+
+
+def measured(found, backend):
+    """Seconds of the connected step on a backend, where they are known by now."""
+    row = found.get(f"KerasHub's fit, {backend}")
+    return 0.0 if row is None else row["seconds"]["ours"]
+
+
+def comparisons(args, backends, found):
+    """The rows of the table, as they are measured: `(what, against, figures)`."""
+    if "stock" in args.rows:
+        for backend in backends:
+            yield (
+                "connected step",
+                f"KerasHub's fit, {backend}",
+                in_turn(args, ("cc", backend), ("stock", backend)),
+            )
+    if "transformers" in args.rows and there("transformers") and there("torch"):
+        best = min(
+            backends,
+            key=lambda b: found.get(f"KerasHub's fit, {b}", {"seconds": {"ours": 0}})["seconds"][
+                "ours"
+            ],
+        )
+        yield (
+            f"connected step, {best}",
+            "transformers, plain step",
+            in_turn(args, ("cc", best), ("transformers", "torch")),
+        )
+    if "published" in args.rows and there("transformers") and there("torch"):
+        yield (
+            "published connection's step, torch",
+            "two whole passes, PyTorch",
+            in_turn(args, ("cc_published", "torch"), ("two_passes", "torch")),
+        )
+    if "merged" in args.rows:
+        yield (
+            f"inference after merge(), {backends[0]}",
+            "the stock model",
+            in_turn(args, ("merged", backends[0]), ("unmerged", backends[0])),
+        )
+    if "pipeline" in args.rows:
+        yield (
+            f"a batch read, tokenised, paired, {backends[0]}",
+            "a connected step on it",
+            in_turn(args, ("pipeline", backends[0]), ("cc", backends[0])),
+        )
+
+
+def main(args):
+    """Measure all, print the table, write it."""
+    backends = [b for b in BACKENDS if b in args.backends and there(b)]
+    for lacking in sorted(set(args.backends) - set(backends)):
+        print(f"{lacking} is not installed: left out", file=sys.stderr)
+    if not there("transformers"):
+        print("transformers is not installed: its rows are left out", file=sys.stderr)
+    found, lines = {}, []
+    for what, against, figures in comparisons(args, backends, found):
+        found[against] = {"what": what, **figures}
+        cells = [what, against]
+        for key in ("seconds", "gib"):
+            f = figures[key]
+            cells.append(f"{f['ratio']:.2f} ({f['lowest']:.2f} to {f['highest']:.2f})")
+            cells.append(f"{f['ours']:.3g} / {f['theirs']:.3g}")
+        lines.append("| " + " | ".join(cells) + " |")
+    grows = growth(args, backends[0]) if "growth" in args.rows else {}
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    text = (
+        f"{args.model}, batch {args.batch_size}, {args.length} + {args.pivot_length} tokens, "
+        f"answers {args.answer_length}; {machine}\n\n"
+        "| what | against | time ratio | s | memory ratio | GiB |\n"
+        "| --- | --- | --- | --- | --- | --- |\n" + "\n".join(lines) + "\n"
+    )
+    for name, one in grows.items():
+        text += f"\nTime grows with {name} {one['values']} to the power {one['exponent']:.2f}.\n"
+    args.output.mkdir(parents=True, exist_ok=True)
+    (args.output / "benchmark.md").write_text(text, encoding="utf-8")
+    record = {"machine": machine, "rows": found, "growth": grows}
+    record["settings"] = {k: str(v) for k, v in dataclasses.asdict(args).items()}
+    (args.output / "benchmark.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+    print(text)
+    return record
+
+
+if __name__ == "__main__":
+    args = tyro.cli(Arguments)
+    if args.worker:
+        print(json.dumps(WORKERS[args.worker](args)))
+    else:
+        main(args)
