@@ -24,10 +24,12 @@ import os
 import pathlib
 import platform
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
 import time
+from typing import Literal
 
 import benchmark_step
 import tyro
@@ -52,7 +54,7 @@ class Arguments:
     """gemma3_270m, smollm2_135m, or tiny."""
     backends: tuple[str, ...] = BACKENDS
     """Keras backends; those that are not installed are left out."""
-    device: str = "cpu"
+    device: Literal["cpu", "gpu"] = "cpu"
     """cpu, or gpu: adds the large shapes."""
     batch_size: int = 8
     """Rows a step."""
@@ -203,7 +205,60 @@ def pipeline(args):
     return {"seconds": (time.perf_counter() - begin) / count, "gib": peak()}
 
 
+def matrix_peak(size, turns=5):
+    """FLOP a second of a product of two square matrices in bfloat16."""
+    import keras
+    import numpy as np
+
+    ones = keras.ops.ones((size, size), "bfloat16")
+
+    def product():
+        np.asarray(keras.ops.convert_to_numpy(keras.ops.matmul(ones, ones)[0, 0]))
+
+    product()
+    begin = time.perf_counter()
+    for _ in range(turns):
+        product()
+    return 2 * size**3 * turns / (time.perf_counter() - begin)
+
+
+def large_shape(args):
+    """A connected step of a large shape with random weights: tokens a second, share of the peak.
+
+    In mixed bfloat16; beyond three thousand million weights with bfloat16 weights and LoRA.
+    """
+    import keras
+    import keras_hub
+
+    import keras_cc
+
+    vocabulary, width, layers, heads, key_heads, inner = SHAPES[args.model]
+    is_large = layers * width * inner > 5e9
+    peak_flops = matrix_peak(256 if args.model == "tiny" else 8192)
+    backbone = keras_hub.models.Llama3Backbone(
+        vocabulary_size=vocabulary, num_layers=layers, num_query_heads=heads,
+        num_key_value_heads=key_heads, hidden_dim=width, intermediate_dim=inner,
+        tie_word_embeddings=True, dtype="bfloat16" if is_large else "mixed_bfloat16",
+    )  # fmt: skip
+    causal_lm = keras_hub.models.Llama3CausalLM(backbone, preprocessor=None)
+    if is_large:
+        backbone.enable_lora(16)
+    connection = keras_cc.FusedConnection(transform="low_rank", rank=64)
+    model = keras_cc.CCCausalLM(causal_lm, connection)
+    model.compile(keras.optimizers.Adam(1e-5))
+    x, y, weights = benchmark_step.pairs(args, vocabulary)
+    found = steps_of(args, lambda: model.train_on_batch(x, y, weights))
+    tokens = args.batch_size * (args.length + args.pivot_length)
+    matrices = backbone.count_params() - vocabulary * width
+    # 6 FLOP a weight and target token, 4 where only LoRA trains; 2 a weight and pivot token.
+    per_row = matrices * ((4 if is_large else 6) * args.length + 2 * args.pivot_length)
+    per_row += 6 * vocabulary * width * args.answer_length
+    done = args.batch_size * per_row / found["seconds"]
+    return {**found, "tokens_per_second": tokens / found["seconds"], "share": done / peak_flops}
+
+
 WORKERS = {
+    "large": large_shape,
     "transformers": transformers_step,
     "two_passes": two_passes_step,
     "merged": merged_inference,
@@ -317,6 +372,18 @@ def comparisons(args, backends, found):
         )
 
 
+def large_shapes(args, backends):
+    """Tokens a second of the large shapes, and their share of the matrix peak."""
+    if shutil.which("nvidia-smi") is None:
+        raise SystemExit("`--device gpu` needs an NVIDIA GPU: there is none here")
+    return {
+        f"{model}, {backend}": run(args, "large", backend, model=model)
+        for model in ("gemma_2b", "llama3_8b")
+        for backend in backends
+        if backend != "tensorflow"
+    }
+
+
 def main(args):
     """Measure all, print the table, write it."""
     backends = [b for b in BACKENDS if b in args.backends and there(b)]
@@ -324,6 +391,7 @@ def main(args):
         print(f"{lacking} is not installed: left out", file=sys.stderr)
     if not there("transformers"):
         print("transformers is not installed: its rows are left out", file=sys.stderr)
+    large = large_shapes(args, backends) if args.device == "gpu" else {}
     found, lines = {}, []
     for what, against, figures in comparisons(args, backends, found):
         found[against] = {"what": what, **figures}
@@ -343,9 +411,14 @@ def main(args):
     )
     for name, one in grows.items():
         text += f"\nTime grows with {name} {one['values']} to the power {one['exponent']:.2f}.\n"
+    for name, one in large.items():
+        text += (
+            f"\n{name}, mixed bfloat16: {one['tokens_per_second']:,.0f} tokens a second, "
+            f"{one['share']:.0%} of the matrix peak.\n"
+        )
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "benchmark.md").write_text(text, encoding="utf-8")
-    record = {"machine": machine, "rows": found, "growth": grows}
+    record = {"machine": machine, "rows": found, "growth": grows, "large": large}
     record["settings"] = {k: str(v) for k, v in dataclasses.asdict(args).items()}
     (args.output / "benchmark.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
     print(text)

@@ -67,6 +67,25 @@ def make_model(name):
     return causal_lm
 
 
+def pairs(args, vocabulary):
+    """A batch of random pairs: `(x, y, sample_weight)`."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    ids = rng.integers(3, vocabulary, (args.batch_size, args.length + 1)).astype("int32")
+    pivot = rng.integers(3, vocabulary, (args.batch_size, args.pivot_length)).astype("int32")
+    answer = np.zeros((args.batch_size, args.length), "int32")
+    answer[:, -args.answer_length :] = 1
+    x = {
+        "token_ids": ids[:, :-1],
+        "padding_mask": np.ones_like(answer),
+        "answer_mask": answer,
+        "pivot_token_ids": pivot,
+        "pivot_padding_mask": np.ones_like(pivot),
+    }
+    return x, ids[:, 1:], answer.astype("float32")
+
+
 def measure(args):
     """Train one of the two for some steps; returns seconds a step and the peak in GiB."""
     import keras
@@ -76,19 +95,11 @@ def measure(args):
 
     keras.utils.set_random_seed(0)
     causal_lm = make_model(args.model)
-    rng = np.random.default_rng(0)
-    rows, vocabulary = args.batch_size, causal_lm.backbone.vocabulary_size
-    ids = rng.integers(3, vocabulary, (rows, args.length + 1)).astype("int32")
-    answer = np.zeros((rows, args.length), "int32")
-    answer[:, -args.answer_length :] = 1
-    target = {"token_ids": ids[:, :-1], "padding_mask": np.ones_like(answer)}
-    pivot = rng.integers(3, vocabulary, (rows, args.pivot_length)).astype("int32")
-    pair = {"pivot_token_ids": pivot, "pivot_padding_mask": np.ones_like(pivot)}
-
-    model, x = causal_lm, target
-    if args.worker != "stock":
+    x, y, weights = pairs(args, causal_lm.backbone.vocabulary_size)
+    if args.worker == "stock":
+        model, x = causal_lm, {name: x[name] for name in ("token_ids", "padding_mask")}
+    else:
         model = keras_cc.recipes.get(args.worker).model(causal_lm, preprocessor=None)
-        x = {**target, "answer_mask": answer, **pair}
     model.compile(optimizer=keras.optimizers.Adam(1e-5))
 
     seconds = []
@@ -106,9 +117,9 @@ def measure(args):
 
     model.fit(
         {name: repeat(values) for name, values in x.items()},
-        repeat(ids[:, 1:]),
-        sample_weight=repeat(answer.astype("float32")),
-        batch_size=rows,
+        repeat(y),
+        sample_weight=repeat(weights),
+        batch_size=args.batch_size,
         shuffle=False,
         verbose=0,
         callbacks=[Clock()],

@@ -1,8 +1,10 @@
 """The examples and the notebook run, on a tiny model."""
 
+import dataclasses
 import json
 import pathlib
 import re
+import shutil
 import sys
 
 import keras
@@ -272,3 +274,53 @@ def test_the_study_is_there():
         "transfer_currency_code",
         "transfer_town",
     }
+
+
+@pytest.mark.once
+def test_memory_counts_the_weights_of_real_shapes(monkeypatch):
+    pytest.importorskip("tyro", reason="the examples parse their flags with tyro")
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import benchmark_step
+    import memory
+
+    causal_lm = benchmark_step.make_model("tiny")
+    matrices = [v for v in causal_lm.backbone.weights if len(v.shape) > 1]
+    counted = sum(int(keras.ops.size(v)) for v in matrices) - 512 * 32  # its head is not tied
+    shape = memory.Shape(512, 32, 2, 2, 1, 16, 64)
+    assert shape.weights == counted
+    known = {"gemma3_270m": 268e6, "smollm2_135m": 134.5e6, "gemma2_9b": 9.24e9, "llama3_8b": 7.5e9}
+    for name, weights in known.items():  # of the models' cards; Llama 3's head is not tied
+        assert memory.SHAPES[name].weights == pytest.approx(weights, rel=0.01)
+    one, eight = (
+        memory.estimate(memory.Arguments(model="gemma2_9b", data_parallel=n, model_parallel=n))
+        for n in (1, 2)
+    )
+    for name in ("weights", "optimizer", "logits", "activations"):
+        assert eight[name] == pytest.approx(one[name] / 4)
+    with pytest.raises(SystemExit, match=r"--model must be one of .*Received: gpt"):
+        memory.estimate(memory.Arguments(model="gpt"))
+    with pytest.raises(SystemExit, match=r"a multiple of --data-parallel\. Received: 8 and 3"):
+        memory.estimate(memory.Arguments(data_parallel=3))
+
+
+@pytest.mark.large
+def test_benchmark(monkeypatch, tmp_path):
+    pytest.importorskip("tyro", reason="the examples parse their flags with tyro")
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    import benchmark
+
+    backend = keras.backend.backend()
+    small = {"model": "tiny", "backends": (backend,), "batch_size": 2, "length": 32, "turns": 1}
+    arguments = benchmark.Arguments(**small, pivot_length=16, answer_length=4, output=tmp_path)
+    record = benchmark.main(dataclasses.replace(arguments, rows=("stock", "merged", "pipeline")))
+    assert len(record["rows"]) == 3
+    for row in record["rows"].values():
+        assert row["seconds"]["lowest"] > 0 and row["gib"]["ours"] > 0
+    assert json.loads((tmp_path / "benchmark.json").read_text()) == json.loads(json.dumps(record))
+    assert f"KerasHub's fit, {backend}" in (tmp_path / "benchmark.md").read_text()
+    large = benchmark.run(arguments, "large", backend)
+    assert large["tokens_per_second"] > 0 and large["share"] > 0
+    if shutil.which("nvidia-smi") is None:
+        with pytest.raises(SystemExit, match="needs an NVIDIA GPU"):
+            benchmark.main(dataclasses.replace(arguments, device="gpu"))
