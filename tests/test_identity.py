@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from keras import ops
 
 from keras_cc import CCCausalLM, FusedConnection
+from keras_cc.passes import runs
 
 
 def tensors(x):
@@ -299,6 +300,16 @@ class TestGradientSwitches:
             assert (np.abs(found[rows]).max(1) > 0).all()
         else:
             np.testing.assert_array_equal(found[rows], 0)
+
+    @pytest.mark.skipif(keras.backend.backend() != "torch", reason="compilers see it themselves")
+    @pytest.mark.parametrize(
+        ("options", "objectives", "kept"),
+        [({}, (), False), ({"pivot_gradient": True}, (), True), ({}, ["contrastive"], True)],
+    )
+    def test_torch_keeps_nothing_of_a_constant_pivot(self, options, objectives, kept):
+        model = CCCausalLM(tiny.causal_lm("llama"), FusedConnection(**options), objectives)
+        scope = runs.pivot(model, tensors(tiny.batch()[0]), training=True)
+        assert {one.requires_grad for one in scope.activations.values()} == {kept}
 
     def alignment_learns(self, alignment_gradient, pivot_gradient=False):
         model = connected(

@@ -26,6 +26,8 @@ class Connection(Options):
     needs_taps = False
     #: Whether the pivot's pass goes on over the target's answer, token by token.
     reads_answer = False
+    #: Whether no gradient goes into the pivot's pass.
+    pivot_is_constant = False
 
     @property
     def obstacle(self):

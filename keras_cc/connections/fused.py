@@ -124,6 +124,10 @@ class FusedConnection(Connection):
         return self.alignment == "answer"
 
     @property
+    def pivot_is_constant(self):
+        return not self.pivot_gradient
+
+    @property
     def aligns_all(self):
         return self.without_pivot == "align"
 

@@ -4,6 +4,9 @@ Each function opens or runs a `pairing.Pass` for the model's connection, objecti
 intervention; `CCCausalLM.call`, generation, calibration and search are made of them.
 """
 
+import contextlib
+
+import keras
 from keras import ops
 
 from keras_cc import losses
@@ -62,10 +65,30 @@ def pivot(model, inputs, training=False, observed=(), is_read=True):
     else:
         read = {name: inputs[f"pivot_{name}"] for name in ("token_ids", "padding_mask")}
     # The backbone alone: nobody needs the pivot's logits.
-    run(model, read, scope, training)
+    with _constant(_is_constant(model)):
+        run(model, read, scope, training)
     length = ops.shape(inputs["pivot_token_ids"])[1]
     scope.states = {site: value[:, :length] for site, value in scope.states.items()}
     return scope
+
+
+def _is_constant(model):
+    """Whether no gradient goes into the pivot's pass."""
+    connection = model.connection
+    return connection is not None and connection.pivot_is_constant and not model.objectives
+
+
+def _constant(where):
+    """A scope whose results are constants.
+
+    Compilers see that no gradient is asked for. PyTorch, which does not, would keep each
+    activation until the connected pass is done.
+    """
+    if not where or keras.backend.backend() != "torch":
+        return contextlib.nullcontext()
+    import torch
+
+    return torch.no_grad()
 
 
 def pivot_so_far(model, inputs, token_ids, index):
