@@ -151,7 +151,8 @@ def two_passes_step(args):
 
     def step():
         optimizer.zero_grad()
-        activations.clear(), added.clear()
+        activations.clear()
+        added.clear()
         model(input_ids=pivot)  # with its logits, and with what a gradient needs
         english = torch.stack([one[:, -1] for one in activations], 1)
         chosen = torch.nn.functional.gumbel_softmax(select(english[:, -1]), hard=True)
