@@ -17,9 +17,9 @@ QUICK_TO_COMPILE = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codeg
 
 # The files that take longest, on one backend or another: begun last, one would be waited for.
 LONGEST = (
-    "test_distributed", "test_parity", "test_examples", "test_saved_model", "test_doors", "test_interventions",
-    "test_callbacks", "test_selected", "test_recipes", "test_families", "test_merge_and_save",
-    "test_closed_form",
+    "test_distributed", "test_parity", "test_examples", "test_saved_model", "test_doors",
+    "test_interventions", "test_callbacks", "test_selected", "test_recipes", "test_families",
+    "test_merge_and_save", "test_closed_form",
 )  # fmt: skip
 
 
