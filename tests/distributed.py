@@ -3,10 +3,12 @@
 python tests/distributed.py FOLDER  # writes what it found to FOLDER/<process>.json
 """
 
+import contextlib
 import json
 import os
 import pathlib
 import sys
+import tempfile
 
 DEVICES = 4
 
@@ -73,6 +75,37 @@ def results(fit_transform=False, generates=False):
     return found
 
 
+class Interrupt(Exception):
+    """Ends a training in its midst."""
+
+
+def resumed(expected):
+    """How far a training that was ended and went on is from one that was left alone."""
+    import connected
+    import keras
+    import numpy as np
+
+    from keras_cc import Checkpoints
+
+    def interrupt(batch, logs):
+        if batch == 2:
+            raise Interrupt
+
+    options = {"batch_size": 4, "epochs": 2, "shuffle": False, "verbose": 0}
+    with tempfile.TemporaryDirectory() as folder:
+        kept = Checkpoints(folder, steps=1)
+        callback = keras.callbacks.LambdaCallback(on_train_batch_end=interrupt)
+        with contextlib.suppress(Interrupt):
+            make().fit(rows(), resume=kept, callbacks=[callback], **options)
+        model = make()
+        model.fit(rows(), resume=kept, **options)
+    weights = connected.weights(model)
+    return max(
+        float(np.abs(np.asarray(weights[name]).ravel()[:8] - value).max())
+        for name, value in expected.items()
+    )
+
+
 def of_jax(names):
     import keras
 
@@ -93,6 +126,7 @@ def of_jax(names):
             distribution = keras_cc.distribution.ModelParallel(layout_map=layout)
         with distribution.scope():
             found[name] = results(True, True)
+            found[f"{name} resumed"] = resumed(found[name]["plain"]["weights"])
             if name != "data":
                 found[f"{name} layouts"] = {
                     v.path: [n or "" for n in v.value.sharding.spec] for v in make().weights

@@ -78,6 +78,7 @@ def check_jax(folder, count, names):
     (of,) = found(folder, begin(folder, *names, **on_cpus(count)))
     for name in names:
         assert_same(of[name], of["one"])
+        assert of[f"{name} resumed"] < 1e-6
     return of
 
 
@@ -254,6 +255,7 @@ with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
     refuses(before, "made under the strategy", batch_size=4)
     refuses(distributed.make(), "a multiple of 2.*Received: batch_size=3", batch_size=3)
     refuses(distributed.make(accumulate=2), "must be None on several replicas", batch_size=4)
+    refuses(distributed.make(), "`resume` is for one process", batch_size=4, resume="runs")
 """
 BEGIN = """
 import re, keras, keras_cc, connected, distributed, numpy as np

@@ -296,11 +296,11 @@ class PairedTrainer(keras.Model):
         """
         self._check_fitted()
         split = replicas.split_of(self)
-        if resume is not None and split.processes > 1:
+        if resume is not None and (split.processes > 1 or split.parts > 1):
             raise ValueError(
-                "`resume` is for one process: save on the first of them, with "
-                "`keras.callbacks.ModelCheckpoint`, and load that in each. "
-                f"Received: resume={resume!r} in {split.processes} processes"
+                "`resume` is for one process, and on TensorFlow for one replica: save with "
+                "`keras.callbacks.ModelCheckpoint` (in the first process), and load that. "
+                f"Received: resume={resume!r} in {split.processes} processes, {split.parts} parts"
             )
         replicas.check(self, split, batch_size, self._accumulation_steps())
         self._keep_untrained()

@@ -166,7 +166,6 @@ def _devices(distribution):
 
 
 def _check_strategy(model):
-
     here = model.distribute_strategy
     if here.num_replicas_in_sync == 1:
         return
