@@ -94,6 +94,7 @@ class CCCausalLM(PairedTrainer):
     ):
         super().__init__(objectives=objectives, **kwargs)
         _check_causal_lm(causal_lm)
+        surgery.check_no_remat(self, causal_lm)
         self.connection = connections.get(connection)
         if self.connection is None and surgery.is_connected(causal_lm):
             raise ValueError(

@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 import keras_cc
-from keras_cc import FusedConnection
+from keras_cc import CCCausalLM, FusedConnection
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +49,21 @@ def test_a_model_that_is_connected_already():
     with pytest.raises(ValueError, match=r"connected already.*Received: .*connection=None"):
         keras_cc.CCCausalLM(causal_lm, connection=None)
     assert [v.path for v in causal_lm.weights] == before
+
+
+@pytest.mark.parametrize("mode", ["full", "activations"])
+@pytest.mark.parametrize("connection", ["fused", None])
+def test_a_model_that_is_rematerialised(mode, connection):
+    with keras.RematScope(mode=mode):
+        causal_lm = tiny.causal_lm()
+        with pytest.raises(ValueError, match=rf"outside of `keras.RematScope`.*mode='{mode}'"):
+            CCCausalLM(causal_lm, connection)
+    with pytest.raises(ValueError, match=r"cannot be rematerialised.*Received: "):
+        CCCausalLM(causal_lm, connection)
+    plain = tiny.causal_lm()
+    with keras.RematScope(mode=mode), pytest.raises(ValueError, match="cannot be rematerial"):
+        CCCausalLM(plain, connection)
+    CCCausalLM(plain, connection)
 
 
 def test_the_connected_model_itself_is_no_causal_lm(model):

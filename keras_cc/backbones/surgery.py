@@ -13,6 +13,7 @@ Why each is needed:
 - `model._aggregate_additional_loss`: divides a loss that is already a mean by the
   number of replicas on TensorFlow, where gradients are summed over the replicas.
 - `variable._value`: on JAX, None while a trainer holds the value; reading `value` then fails.
+- `layer._remat_mode`: whether a layer was made under `keras.RematScope`.
 - `model._flatten_metrics_in_order`: what `evaluate` returns as a list, of a dict.
 - `model._flatten_layers`: all sublayers; `Model.layers` lists the top only. Loaded int4 layers
   are repaired among them: Keras 3.15 forgets that their inputs are not quantised.
@@ -482,6 +483,18 @@ def check_no_adapters(causal_lm):
             "`causal_lm` has adapters already: call `remove()` of the `keras_cc.adapters.MADX` "
             f"that made them first. Received: causal_lm={causal_lm.name!r} with adapters"
         )
+
+
+def check_no_remat(model, causal_lm):
+    for layer in (model, causal_lm, *all_layers(causal_lm)):
+        if layer._remat_mode is not None:
+            raise ValueError(
+                "A paired model cannot be rematerialised: what passes leave for each other would "
+                "be computed twice, and on TensorFlow training would come to other weights. Make "
+                "and connect the causal LM outside of `keras.RematScope`; LoRA, fewer rows with "
+                "`gradient_accumulation_steps`, or a mesh of devices need less memory too. "
+                f"Received: {layer.name!r} with mode={layer._remat_mode.mode!r}"
+            )
 
 
 def replace(owner, attribute, new):
