@@ -77,9 +77,11 @@ def layout_map(
     Example:
 
     ```python
-    devices = keras.distribution.list_devices()
-    mesh = keras.distribution.DeviceMesh((1, len(devices)), ("batch", "model"), devices)
-    keras_cc.distribution.layout_map("Gemma3Backbone", mesh)["decoder_block_0/ffw_linear/kernel"]
+    if keras.backend.backend() == "jax":
+        devices = keras.distribution.list_devices()
+        mesh = keras.distribution.DeviceMesh((1, len(devices)), ("batch", "model"), devices)
+        layouts = keras_cc.distribution.layout_map("Gemma3Backbone", mesh)
+        layouts["decoder_block_0/ffw_linear/kernel"]
     ```
 
     Source: `get_layout_map` of KerasHub's Gemma, after the layout of its authors
@@ -125,13 +127,14 @@ class ModelParallel(keras.distribution.ModelParallel):
     Example:
 
     ```python
-    devices = keras.distribution.list_devices()
-    mesh = keras.distribution.DeviceMesh((1, len(devices)), ("batch", "model"), devices)
-    layout = keras_cc.distribution.layout_map("Gemma3Backbone", mesh)
-    parallel = keras_cc.distribution.ModelParallel(layout_map=layout)
-    with parallel.scope():
-        causal_lm, tokenizer = keras_cc.load_preset("demo:gemma3_270m")
-    parallel.left_whole
+    if keras.backend.backend() == "jax":
+        devices = keras.distribution.list_devices()
+        mesh = keras.distribution.DeviceMesh((1, len(devices)), ("batch", "model"), devices)
+        layout = keras_cc.distribution.layout_map("Gemma3Backbone", mesh)
+        parallel = keras_cc.distribution.ModelParallel(layout_map=layout)
+        with parallel.scope():
+            causal_lm, tokenizer = keras_cc.load_preset("demo:gemma3_270m")
+        parallel.left_whole
     ```
     """
 
