@@ -22,6 +22,7 @@ LEVELS = (
     (
         "calibration",
         "calibration.ridge",
+        "distribution",
         "training.checkpoints",
         "training.non_finite",
         "training.watching",
@@ -51,7 +52,7 @@ LEVELS = (
         "interventions.search",
         "generation",
     ),
-    ("distillation.*", "callbacks.*", "training", "training.guards"),
+    ("distillation.*", "callbacks.*", "training", "training.guards", "training.replicas"),
     (
         "training.own_answers",
         "training.paired_trainer",
