@@ -1,20 +1,21 @@
 """What training and inference cost, beside what others do: one command, one table.
 
-    python examples/benchmark.py                     # the backends that are installed, half an hour
-    python examples/benchmark.py --model tiny        # to try it, two minutes
+    python examples/benchmark.py                     # the backends that are installed
+    python examples/benchmark.py --model tiny        # to try it, some minutes
     python examples/benchmark.py --device gpu        # adds large shapes in mixed bfloat16
 
 Each measurement is a process of its own; the two of a row are measured in turn, so that a drift of
 the machine's speed meets both, and a ratio is taken within each turn (median, lowest, highest). A
 row whose library is not there is left out, and said. The result lies in `--output`, as JSON too.
+SmolLM2 with `--turns 2` takes half an hour on 2 CPU cores.
 
 Beside what `benchmark_step.py` measures:
 
-- `transformers`: a plain step of the same shape in Hugging Face's library on PyTorch, logits and
-  loss at all positions, as its trainer does.
+- `transformers`: a plain step of the same shape in Hugging Face's library on PyTorch, logits at
+  all positions, as its trainer does.
 - `two_passes`: the scheme of CC-Tuning's authors as its paper describes it, in plain PyTorch: two
-  whole passes with logits on both, one English activation added at the last prompt token, losses
-  on both. Written here for the comparison.
+  whole passes with logits on both, one English activation added at the last prompt token. Written
+  here for the comparison.
 """
 
 import dataclasses
@@ -32,48 +33,29 @@ import time
 from typing import Literal
 
 import benchmark_step
+import memory
 import tyro
 
 HERE = pathlib.Path(__file__).resolve().parent
-#: Vocabulary, width, layers, heads, heads of keys, feed-forward width.
-SHAPES = {
-    "smollm2_135m": (49_152, 576, 30, 9, 3, 1_536),
-    "gemma3_270m": (262_144, 640, 18, 4, 1, 2_048),
-    "tiny": (512, 32, 2, 2, 1, 64),
-    "gemma_2b": (256_000, 2_048, 18, 8, 1, 16_384),
-    "llama3_8b": (128_256, 4_096, 32, 32, 8, 14_336),
-}
+#: Shapes that are measured: those of `memory.py`, and one for trying the script.
+SHAPES = {**memory.SHAPES, "tiny": memory.Shape(512, 32, 2, 2, 1, 16, 64)}
 BACKENDS = ("jax", "tensorflow", "torch")
 
 
 @dataclasses.dataclass
-class Arguments:
+class Arguments(benchmark_step.Step):
     """What to measure."""
 
-    model: str = "smollm2_135m"
-    """gemma3_270m, smollm2_135m, or tiny."""
+    model: Literal["gemma3_270m", "smollm2_135m", "tiny", "gemma_2b", "llama3_8b"] = "smollm2_135m"
+    """Which model; the two large shapes are those of `--device gpu`."""
     backends: tuple[str, ...] = BACKENDS
     """Keras backends; those that are not installed are left out."""
     device: Literal["cpu", "gpu"] = "cpu"
     """cpu, or gpu: adds the large shapes."""
-    batch_size: int = 8
-    """Rows a step."""
-    length: int = 128
-    """Target tokens a row."""
-    pivot_length: int = 64
-    """Pivot tokens a row."""
-    answer_length: int = 16
-    """Answer tokens a row; they are the last of the target."""
-    steps: int = 5
-    """Steps a measurement, the first two not counted."""
-    turns: int = 3
-    """How many times the two of a row are measured."""
     rows: tuple[str, ...] = ("stock", "transformers", "published", "merged", "pipeline", "growth")
     """Which comparisons."""
     output: pathlib.Path = pathlib.Path("runs/benchmark")
     """Folder of benchmark.json and benchmark.md."""
-    worker: str = ""
-    """Measure this one in this process and print JSON (used by the script itself)."""
 
 
 # ---------------------------------------------------------------- in a process of its own
@@ -84,13 +66,13 @@ def hugging_face(args):
     import torch
     import transformers
 
-    vocabulary, width, layers, heads, kv_heads, inner = SHAPES[args.model]
+    shape = SHAPES[args.model]
     torch.manual_seed(0)
     return transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
-            vocab_size=vocabulary, hidden_size=width, num_hidden_layers=layers,
-            num_attention_heads=heads, num_key_value_heads=kv_heads, intermediate_size=inner,
-            head_dim=256 if args.model == "gemma3_270m" else width // heads,
+            vocab_size=shape.vocabulary, hidden_size=shape.width, num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads, num_key_value_heads=shape.key_heads,
+            intermediate_size=shape.inner, head_dim=shape.head,
             tie_word_embeddings=True, max_position_embeddings=4096,
         )
     )  # fmt: skip
@@ -117,7 +99,7 @@ def transformers_step(args):
 
     model = hugging_face(args)
     optimizer = torch.optim.Adam(model.parameters(), 1e-5)
-    ids = torch.randint(3, SHAPES[args.model][0], (args.batch_size, args.length))
+    ids = torch.randint(3, SHAPES[args.model].vocabulary, (args.batch_size, args.length))
     labels = torch.where(torch.arange(args.length) >= args.length - args.answer_length, ids, -100)
 
     def step():
@@ -133,12 +115,12 @@ def two_passes_step(args):
     import torch
 
     model = hugging_face(args)
-    width, layers = SHAPES[args.model][1:3]
+    shape = SHAPES[args.model]
+    width, layers, vocabulary = shape.width, shape.layers, shape.vocabulary
     select = torch.nn.Linear(width, layers)
     transform = torch.nn.Linear(width, width, bias=False)
     every = [*model.parameters(), *select.parameters(), *transform.parameters()]
     optimizer = torch.optim.Adam(every, 1e-5)
-    vocabulary = SHAPES[args.model][0]
     target = torch.randint(3, vocabulary, (args.batch_size, args.length))
     pivot = torch.randint(3, vocabulary, (args.batch_size, args.pivot_length))
     last = args.length - args.answer_length - 1
@@ -233,12 +215,12 @@ def large_shape(args):
 
     import keras_cc
 
-    vocabulary, width, layers, heads, key_heads, inner = SHAPES[args.model]
-    is_large = layers * width * inner > 5e9
+    shape = SHAPES[args.model]
+    is_large = shape.weights > 3e9
     peak_flops = matrix_peak(256 if args.model == "tiny" else 8192)
     backbone = keras_hub.models.Llama3Backbone(
-        vocabulary_size=vocabulary, num_layers=layers, num_query_heads=heads,
-        num_key_value_heads=key_heads, hidden_dim=width, intermediate_dim=inner,
+        vocabulary_size=shape.vocabulary, num_layers=shape.layers, num_query_heads=shape.heads,
+        num_key_value_heads=shape.key_heads, hidden_dim=shape.width, intermediate_dim=shape.inner,
         tie_word_embeddings=True, dtype="bfloat16" if is_large else "mixed_bfloat16",
     )  # fmt: skip
     causal_lm = keras_hub.models.Llama3CausalLM(backbone, preprocessor=None)
@@ -247,13 +229,13 @@ def large_shape(args):
     connection = keras_cc.FusedConnection(transform="low_rank", rank=64)
     model = keras_cc.CCCausalLM(causal_lm, connection)
     model.compile(keras.optimizers.Adam(1e-5))
-    x, y, weights = benchmark_step.pairs(args, vocabulary)
+    x, y, weights = benchmark_step.pairs(args, shape.vocabulary)
     found = steps_of(args, lambda: model.train_on_batch(x, y, weights))
     tokens = args.batch_size * (args.length + args.pivot_length)
-    matrices = backbone.count_params() - vocabulary * width
+    matrices = shape.weights - shape.embedding
     # 6 FLOP a weight and target token, 4 where only LoRA trains; 2 a weight and pivot token.
     per_row = matrices * ((4 if is_large else 6) * args.length + 2 * args.pivot_length)
-    per_row += 6 * vocabulary * width * args.answer_length
+    per_row += 6 * shape.embedding * args.answer_length
     done = args.batch_size * per_row / found["seconds"]
     return {**found, "tokens_per_second": tokens / found["seconds"], "share": done / peak_flops}
 

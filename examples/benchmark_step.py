@@ -23,13 +23,9 @@ from typing import Literal
 
 
 @dataclasses.dataclass
-class Arguments:
-    """What to measure."""
+class Step:
+    """The batch of a step, and how often it is measured."""
 
-    model: Literal["gemma3_270m", "smollm2_135m", "tiny"] = "smollm2_135m"
-    """Which model; `tiny` is random and for trying the script."""
-    backend: Literal["tensorflow", "jax", "torch"] = "jax"
-    """Keras backend."""
     batch_size: int = 8
     """Rows a step."""
     length: int = 128
@@ -42,12 +38,22 @@ class Arguments:
     """Steps a measurement, the first two not counted."""
     turns: int = 3
     """How many times the two are measured."""
+    worker: str = ""
+    """Measure this one in this process and print JSON (used by the script itself)."""
+
+
+@dataclasses.dataclass
+class Arguments(Step):
+    """What to measure."""
+
+    model: Literal["gemma3_270m", "smollm2_135m", "tiny"] = "smollm2_135m"
+    """Which model; `tiny` is random and for trying the script."""
+    backend: Literal["tensorflow", "jax", "torch"] = "jax"
+    """Keras backend."""
     recipe: str = "cc"
     """What is measured: a name of `keras_cc.recipes`."""
     baseline: str = "stock"
     """What it is measured against: `stock`, KerasHub's own `fit`, or another recipe."""
-    worker: str = ""
-    """Measure this one in this process and print JSON (used by the script itself)."""
 
 
 def make_model(name):

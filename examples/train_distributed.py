@@ -123,6 +123,11 @@ def join(args):
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         keras.distribution.initialize(address, processes, rank)
     devices = keras.distribution.list_devices()
+    if args.devices is not None and len(devices) != args.devices * processes:
+        raise SystemExit(
+            "--devices takes effect where KERAS_BACKEND=jax is in the environment and JAX has no "
+            f"accelerator. Received: --devices {args.devices}, and {len(devices)} devices"
+        )
     if len(devices) == 1:
         return contextlib.nullcontext()
     if args.model_parallel == 1:

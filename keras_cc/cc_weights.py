@@ -244,10 +244,9 @@ def _read_h5(path):
 
         def visit(name, item):
             if isinstance(item, h5py.Dataset):
-                if (
-                    *(item.chunks, item.external, item.is_virtual),
-                    item.id.get_storage_size(),
-                ) != (None, None, False, item.nbytes):
+                stored = item.id.get_storage_size()
+                lies = (item.chunks, item.external, item.is_virtual, stored)
+                if lies != (None, None, False, item.nbytes):
                     raise ValueError(f"{name}, which is not a plain array")
                 found[name] = np.asarray(item)
 

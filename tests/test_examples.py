@@ -291,12 +291,12 @@ def test_memory_counts_the_weights_of_real_shapes(monkeypatch):
     known = {"gemma3_270m": 268e6, "smollm2_135m": 134.5e6, "gemma2_9b": 9.24e9, "llama3_8b": 7.5e9}
     for name, weights in known.items():  # of the models' cards; Llama 3's head is not tied
         assert memory.SHAPES[name].weights == pytest.approx(weights, rel=0.01)
-    one, eight = (
+    one, four = (
         memory.estimate(memory.Arguments(model="gemma2_9b", data_parallel=n, model_parallel=n))
         for n in (1, 2)
     )
     for name in ("weights", "optimizer", "logits", "activations"):
-        assert eight[name] == pytest.approx(one[name] / 4)
+        assert four[name] == pytest.approx(one[name] / 4)
     with pytest.raises(SystemExit, match=r"--model must be one of .*Received: gpt"):
         memory.estimate(memory.Arguments(model="gpt"))
     with pytest.raises(SystemExit, match=r"a multiple of --data-parallel\. Received: 8 and 3"):

@@ -137,8 +137,9 @@ def _check_mesh(model):
     distribution = keras.distribution.distribution()
     if distribution is None:
         return
+    devices = set(distribution.device_mesh.backend_mesh.devices.flat)
     for variable in model.variables:
-        if variable.value.sharding.device_set != _devices(distribution):
+        if variable.value.sharding.device_set != devices:
             raise ValueError(
                 "The model must be made under the distribution that it trains with: call "
                 "`keras.distribution.set_distribution` before the model is made or loaded. "
@@ -159,10 +160,6 @@ def _check_mesh(model):
             "`keras_cc.distribution.layout_map`, or add a rule (all None keeps one whole on each "
             f"device). Received: no rule for {missed[0]!r}, and {len(missed) - 1} more"
         )
-
-
-def _devices(distribution):
-    return set(distribution.device_mesh.backend_mesh.devices.flat)
 
 
 def _check_strategy(model):

@@ -30,7 +30,7 @@ def weights_in(path, make):
     def load():
         model = make()
         model.load_cc_weights(path)
-        return {k: v for k, v in connected.weights(model).items() if "decoder" not in k}
+        return connected.weights(model)
 
     return lambda model: model.save_cc_weights(path), load
 
@@ -48,8 +48,6 @@ def same(ours, theirs):
 
 def fill(disk, rest):
     """Leave about so many bytes of the disk; returns the file that takes the others."""
-    import shutil
-
     filler = disk / "filler"
     filler.write_bytes(bytes(max(0, shutil.disk_usage(disk).free - rest)))
     return filler
