@@ -16,7 +16,7 @@ PACKAGE = pathlib.Path(keras_cc.__file__).parent
 # From the bottom: a module imports from the rows above its own here, and within its own row as long
 # as no cycle comes of it. `name.*` is a folder with all that is in it, its face included.
 LEVELS = (
-    ("version", "options", "whole_files", "checksums", "losses"),
+    ("version", "options", "whole_files", "checksums", "losses", "torch_updates"),
     ("cc_weights",),
     ("passes", "passes.pairing", "passes.positions", "backbones", "backbones.families"),
     (
@@ -164,7 +164,7 @@ def own_imports(name):
 class TestLayering:
     def test_the_modules_are_found(self):
         assert {"keras_cc", "keras_cc.layers.alignment", "keras_cc.data.batches"} <= set(MODULES)
-        expected = {"backbones.families", "backbones.taps", "layers", "options"}
+        expected = {"backbones.families", "backbones.taps", "layers", "options", "torch_updates"}
         assert own_imports("keras_cc.backbones.surgery") == {f"keras_cc.{n}" for n in expected}
 
     def test_every_module_is_listed(self):

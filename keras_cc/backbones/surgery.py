@@ -20,10 +20,14 @@ Why each is needed:
 - `optimizer._variables`, `_iterations`, `_trainable_variables`, `_trainable_variables_indices`,
   `_inner_optimizers`: an optimizer's state, which Keras can make once. A copy goes through its
   configuration, which schedules, lambdas and classes of a user's own need not have.
+- `optimizer._parallel_update_step`, `_stateful_handle_finite_grads`, `_momentums`, `_velocities`,
+  `_get_variable_index`: Keras' update on PyTorch makes five copies of all weights, see `quicken`.
 - `keras.src.backend.torch.optimizers`, as a string in saved files: no other backend loads it.
 - `backbone._lora_enabled_layers`, `_lora_rank`: KerasHub's `save_lora_weights` knows the layers
   that carry LoRA by their place in the list of all, which connecting changes.
 """
+
+import types
 
 import keras
 from keras import ops
@@ -247,6 +251,52 @@ def for_all_backends(config):
     if is_torch and hasattr(keras.optimizers, config["class_name"]):
         config |= {"module": "keras.optimizers", "registered_name": None}
     return config
+
+
+def quicken(optimizer, scales):
+    """Have a `LossScaleOptimizer` update in few passes over the weights on PyTorch.
+
+    What is updated, and to what, stays the same. Other optimizers than Adam and AdamW keep Keras'
+    own update.
+
+    Args:
+        optimizer: a `keras.optimizers.LossScaleOptimizer`.
+        scales: bool, whether it scales the loss; else gradients need not be divided by 1.
+    """
+    if keras.backend.backend() != "torch":
+        return
+    from keras_cc import torch_updates
+
+    inner = optimizer.inner_optimizer
+    optimizer.check_finite = torch_updates.are_finite
+    if not scales:
+        optimizer._stateful_handle_finite_grads = types.MethodType(_apply_unscaled, optimizer)
+    is_keras = type(inner).__module__.startswith("keras.src.backend.torch.optimizers.")
+    if is_keras and type(inner).__name__ in ("Adam", "AdamW") and not inner.amsgrad:
+        inner._parallel_update_step = types.MethodType(_fused_adam, inner)
+
+
+def _apply_unscaled(self, gradients, trainable_variables):
+    self.inner_optimizer.apply(gradients, trainable_variables=trainable_variables)
+    self.step_counter.assign_add(1)
+
+
+def _fused_adam(self, gradients, variables, learning_rate):
+    from keras_cc import torch_updates
+
+    if any(variable.dtype != "float32" for variable in variables):
+        return type(self)._parallel_update_step(self, gradients, variables, learning_rate)
+    places = [self._get_variable_index(variable) for variable in variables]
+    torch_updates.adam(
+        [variable.value for variable in variables],
+        gradients,
+        [self._momentums[place].value for place in places],
+        [self._velocities[place].value for place in places],
+        step=int(self.iterations) + 1,
+        learning_rate=float(learning_rate),
+        betas=(self.beta_1, self.beta_2),
+        epsilon=self.epsilon,
+    )
 
 
 def reset_optimizer(optimizer):

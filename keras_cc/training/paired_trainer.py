@@ -23,6 +23,9 @@ from keras_cc.training.watching import WatchNumbers
 # What an objective counts, to its column of `loss_scale`.
 _SCALES = {"rows": 2, "answer_tokens": 3, "own_answer_tokens": 4}
 
+# A `LossScaleOptimizer` that leaves out what is not finite, and scales nothing.
+_NO_SCALE = {"initial_scale": 1.0, "dynamic_growth_steps": 2**31 - 1}
+
 
 class PairedTrainer(keras.Model):
     """The training half of `CCCausalLM`: loss, metrics, `compile`, `fit` and `evaluate`.
@@ -192,8 +195,11 @@ class PairedTrainer(keras.Model):
         optimizer = keras.optimizers.get(optimizer)
         if not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             is_half = self.causal_lm.backbone.compute_dtype == "float16"
-            guard = {} if is_half else {"initial_scale": 1.0, "dynamic_growth_steps": 2**31 - 1}
-            optimizer = keras.optimizers.LossScaleOptimizer(optimizer, **guard)
+            optimizer = keras.optimizers.LossScaleOptimizer(
+                optimizer, **({} if is_half else _NO_SCALE)
+            )
+        scales = any(getattr(optimizer, name) != value for name, value in _NO_SCALE.items())
+        surgery.quicken(optimizer, scales)
         self._fitted = None
         kwargs["auto_scale_loss"] = False
         super().compile(optimizer=optimizer, **kwargs)

@@ -1,0 +1,192 @@
+"""Where the seconds of a training step go: by the parts of the model, with the backend's profiler.
+
+    python examples/profile_step.py --model smollm2_135m --backend jax
+    python examples/profile_step.py --model gemma3_270m --backend torch --what stock
+
+JAX and TensorFlow: what XLA runs says which layer it was made from (the `op_name` of each
+instruction of the compiled program), so the seconds of a trace are given to that layer. Fused
+instructions count where their root stands. PyTorch: by the operation, the shapes it got, and
+whether the optimizer called it. Seconds are those of one step's operations, the sum over those
+that ran beside each other; host work is the rest of the step's wall time, none if that is less.
+"""
+
+import collections
+import dataclasses
+import glob
+import gzip
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Literal
+
+import benchmark_step
+
+#: The parts of a step, in the order in which they are tried.
+PARTS = {
+    "finite check": r"is_finite|IsFinite|reduce_and|isfinite",
+    "optimizer": r"adam|Adam|branch_1_fun|optimizer",
+    "head and loss": r"head|compute_loss|softmax_cross|log_softmax|SparseSoftmax",
+    "embedding": r"token_embedding|embedding_dense_backward",
+    "gate": r"decision_gate",
+    "transform": r"transform_matrix",
+    "connection, the rest": r"cc_feed_forward_\d+/(?!feedforward|ffw|inner)",
+    "attention": r"attention(?!_layer_?norm|layernorm|_norm)",
+    "feed-forward and norms": r"transformer_layer|decoder_block|layernorm|layer_norm",
+}
+
+#: Instructions whose time is that of others.
+ENCLOSING = ("conditional", "while", "call")
+
+
+@dataclasses.dataclass
+class Arguments(benchmark_step.Step):
+    """What to profile."""
+
+    model: Literal["gemma3_270m", "smollm2_135m", "tiny"] = "smollm2_135m"
+    """Which model; `tiny` is random and for trying the script."""
+    backend: Literal["tensorflow", "jax", "torch"] = "jax"
+    """Keras backend."""
+    what: str = "cc"
+    """A name of `keras_cc.recipes`, or `stock`: KerasHub's own step."""
+    top: int = 0
+    """So many of the slowest operations, by name, below the table."""
+
+
+def make_step(args):
+    """A function that trains one step and waits for it, and the vocabulary's size."""
+    import keras
+
+    import keras_cc
+
+    keras.utils.set_random_seed(0)
+    causal_lm = benchmark_step.make_model(args.model)
+    vocabulary = causal_lm.backbone.vocabulary_size
+    x, y, weights = benchmark_step.pairs(args, vocabulary)
+    if args.what == "stock":
+        model, x = causal_lm, {name: x[name] for name in ("token_ids", "padding_mask")}
+    else:
+        x["answer_positions"] = keras_cc.data.batches.prepared.answer_positions(x["answer_mask"])
+        model = keras_cc.recipes.get(args.what).model(causal_lm, preprocessor=None)
+    model.compile(optimizer=keras.optimizers.Adam(1e-5))
+    return lambda: model.train_on_batch(x, y, weights), vocabulary
+
+
+def part_of(name):
+    """The part of a step that an operation's name belongs to."""
+    return next((part for part, pattern in PARTS.items() if re.search(pattern, name)), "the rest")
+
+
+def instructions(folder):
+    """Of the compiled steps in a folder: an instruction's name, to what it was made from."""
+    line = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (.*?)[\])}] ([a-z-]+)\((.*)$")
+    found = {}
+    for path in glob.glob(f"{folder}/*train_step*after_optimizations.txt"):
+        for text in pathlib.Path(path).read_text().splitlines():
+            match = line.match(text)
+            if match and match[3] not in ENCLOSING:
+                origin = re.search(r'op_name="([^"]*)"', match[4])
+                found[match[1]] = f"{origin[1] if origin else match[1]} {match[2]}]"
+    return found
+
+
+def profile_xla(args, step, folder):
+    """Seconds by the origin of XLA's instructions."""
+    if args.backend == "jax":
+        import jax
+
+        options = jax.profiler.ProfileOptions()
+        options.python_tracer_level = 0
+        with jax.profiler.trace(folder, profiler_options=options):
+            step()
+    else:
+        import tensorflow as tf
+
+        with tf.profiler.experimental.Profile(folder):
+            step()
+    (path,) = glob.glob(f"{folder}/**/*.trace.json.gz", recursive=True)
+    with gzip.open(path) as file:
+        events = json.load(file)["traceEvents"]
+    origins = instructions(os.environ["PROFILE_DUMP"])
+    seconds = collections.Counter()
+    for event in events:
+        name = event.get("args", {}).get("hlo_op")
+        if event.get("ph") == "X" and name in origins:
+            seconds[origins[name]] += event["dur"] / 1e6
+    return seconds
+
+
+def profile_torch(step, vocabulary):
+    """Seconds by operation, those on the vocabulary and those of the optimizer by themselves."""
+    import torch
+
+    with torch.profiler.profile(record_shapes=True) as profile:
+        step()
+    seconds = collections.Counter()
+    for event in profile.events():
+        own = event.self_cpu_time_total / 1e6
+        names, parent = [event.name], event.cpu_parent
+        while parent is not None:
+            names.append(parent.name)
+            parent = parent.cpu_parent
+        path = "/".join(reversed(names))
+        on_vocabulary = any(vocabulary in shape for shape in event.input_shapes if shape)
+        seconds[f"{'head ' if on_vocabulary else ''}{path}"] += own
+    return seconds
+
+
+def work(args):
+    """Profile in this process; prints JSON."""
+    step, vocabulary = make_step(args)
+    for _ in range(2):
+        step()
+    begin = time.perf_counter()
+    step()
+    wall = time.perf_counter() - begin
+    with tempfile.TemporaryDirectory() as folder:
+        if args.backend == "torch":
+            seconds = profile_torch(step, vocabulary)
+        else:
+            seconds = profile_xla(args, step, folder)
+    print(json.dumps({"wall": wall, "seconds": seconds}))
+
+
+def main(args):
+    """Profile in a process of its own, and print the table of parts."""
+    with tempfile.TemporaryDirectory() as dump:
+        environment = {
+            **os.environ,
+            "KERAS_BACKEND": args.backend,
+            "PROFILE_DUMP": dump,
+            "XLA_FLAGS": f"--xla_dump_to={dump} --xla_dump_hlo_as_text",
+            "JAX_ENABLE_COMPILATION_CACHE": "false",
+            "PYTHONWARNINGS": "ignore",
+        }
+        command = [sys.executable, __file__, *sys.argv[1:], "--worker", "work"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    pathlib.Path("/work/runs/prof.json").write_text(json.dumps(found))
+    parts = collections.Counter()
+    for name, seconds in found["seconds"].items():
+        parts[part_of(name)] += seconds
+    total = sum(parts.values())
+    print(
+        f"{args.what}, {args.model}, {args.backend}: {found['wall']:.2f} s a step, {total:.2f} in operations"
+    )
+    for part, seconds in parts.most_common():
+        print(f"| {part} | {seconds:.3f} | {seconds / total:.0%} |")
+    for name, seconds in sorted(found["seconds"].items(), key=lambda item: -item[1])[: args.top]:
+        print(f"{seconds:.3f} {part_of(name)}: {name}")
+
+
+if __name__ == "__main__":
+    import tyro
+
+    arguments = tyro.cli(Arguments)
+    work(arguments) if arguments.worker else main(arguments)
