@@ -8,6 +8,7 @@ from keras_cc import cc_weights, connections, generation, interventions
 from keras_cc.backbones import surgery, taps
 from keras_cc.backbones.families import family_of
 from keras_cc.calibration import closed_form
+from keras_cc.options import flag
 from keras_cc.passes import pairing, runs
 from keras_cc.passes.positions import gather
 from keras_cc.preprocessing import CCPreprocessor
@@ -45,6 +46,9 @@ class CCCausalLM(PairedTrainer):
         preprocessor: a `keras_cc.CCPreprocessor`, or `"auto"`: one with default options
             around `causal_lm.preprocessor`, if that is there. None: only preprocessed
             batches are taken. It can be replaced later, `model.preprocessor = ...`.
+        rematerialize: bool, whether training computes each decoder block's activations once more
+            in the backward pass instead of keeping them: less memory for more time. Losses
+            and gradients stay the same.
 
     Call arguments:
         inputs: a dict of int tensors, `token_ids` and `padding_mask` `(B, T)`; with
@@ -90,11 +94,16 @@ class CCCausalLM(PairedTrainer):
         *,
         intervention=None,
         preprocessor="auto",
+        rematerialize=False,
         **kwargs,
     ):
         super().__init__(objectives=objectives, **kwargs)
         _check_causal_lm(causal_lm)
         surgery.check_no_remat(self, causal_lm)
+        self.rematerialize = flag("rematerialize", rematerialize)
+        if rematerialize:
+            family_of(causal_lm.backbone)
+            surgery.check_no_dropout(causal_lm)
         self.connection = connections.get(connection)
         if self.connection is None and surgery.is_connected(causal_lm):
             raise ValueError(
@@ -215,7 +224,8 @@ class CCCausalLM(PairedTrainer):
 
     def _tap_if_needed(self):
         connected = self.connection is not None and self.connection.needs_taps
-        if connected or self.objectives or self.intervention is not None:
+        read = connected or self.objectives or self.intervention is not None
+        if read or self.rematerialize:
             taps.tap(self.causal_lm)
             self._is_tapped.value = True
         elif self._is_tapped.value:
@@ -540,6 +550,7 @@ class CCCausalLM(PairedTrainer):
             objectives=[keras.saving.serialize_keras_object(o) for o in self.objectives],
             intervention=keras.saving.serialize_keras_object(self.intervention),
             preprocessor=preprocessor,
+            rematerialize=self.rematerialize,
             trains=surgery.what_trains(self.causal_lm),
         )
         return config

@@ -18,7 +18,14 @@ PACKAGE = pathlib.Path(keras_cc.__file__).parent
 LEVELS = (
     ("version", "options", "whole_files", "checksums", "losses", "torch_updates"),
     ("cc_weights",),
-    ("passes", "passes.pairing", "passes.positions", "backbones", "backbones.families"),
+    (
+        "passes",
+        "passes.pairing",
+        "passes.positions",
+        "passes.rematerialization",
+        "backbones",
+        "backbones.families",
+    ),
     (
         "calibration",
         "calibration.ridge",

@@ -31,6 +31,13 @@ class Family:
     query: str | None = "_query_dense"
     value: str | None = "_value_dense"
 
+    @property
+    def connectable(self):
+        """The paths of all layers that a connection may wrap."""
+        own = (self.query, self.value)
+        of_attention = [f"{self.attention}.{name}" for name in own if name is not None]
+        return [self.projection, *of_attention]
+
 
 _PUBLIC = {"query": "query_dense", "value": "value_dense"}
 # Most KerasHub decoders name them so.

@@ -539,12 +539,23 @@ def check_no_remat(model, causal_lm):
     for layer in (model, causal_lm, *all_layers(causal_lm)):
         if layer._remat_mode is not None:
             raise ValueError(
-                "A paired model cannot be rematerialised: what passes leave for each other would "
-                "be computed twice, and on TensorFlow training would come to other weights. Make "
-                "and connect the causal LM outside of `keras.RematScope`; LoRA, fewer rows with "
-                "`gradient_accumulation_steps`, or a mesh of devices need less memory too. "
+                "`keras.RematScope` rematerialises layer by layer, and what passes leave for each "
+                "other in a layer would be lost: make and connect the causal LM outside of it, "
+                "and have `CCCausalLM(..., rematerialize=True)` do it block by block. "
                 f"Received: {layer.name!r} with mode={layer._remat_mode.mode!r}"
             )
+
+
+def check_no_dropout(causal_lm):
+    """Refuse blocks that draw random numbers, which are to be run twice."""
+    for block in causal_lm.backbone.transformer_layers:
+        for layer in all_layers(block):
+            if isinstance(layer, keras.layers.Dropout) and layer.rate > 0:
+                raise ValueError(
+                    "`rematerialize` runs a block twice, and its dropout would draw other numbers "
+                    "the second time: load the model with `dropout=0`, or leave `rematerialize` "
+                    f"out. Received: {layer.name!r} of {block.name!r} with rate={layer.rate}"
+                )
 
 
 def replace(owner, attribute, new):

@@ -10,7 +10,7 @@ import functools
 import inspect
 
 from keras_cc.backbones.families import family_of, owner_of
-from keras_cc.passes import pairing
+from keras_cc.passes import pairing, rematerialization
 
 # Keras calls the second one where a layer is quantised.
 _METHODS = ("call", "quantized_call")
@@ -26,8 +26,10 @@ def tap(causal_lm):
         entry = ("embedding", 0) if site == ("hidden", 0) else None
         for name in _METHODS:
             if name not in vars(layer):
-                method = _through_pass(getattr(layer, name), site, entry)
-                object.__setattr__(layer, name, method)
+                method = getattr(layer, name)
+                if site[0] == "hidden":
+                    method = _rematerialized(method, _connectable(causal_lm, layer))
+                object.__setattr__(layer, name, _through_pass(method, site, entry))
 
 
 def untap(causal_lm):
@@ -45,6 +47,25 @@ def _tapped_layers(causal_lm):
         for kind, path in (("attention", family.attention), ("ffn", family.projection)):
             owner, attribute = owner_of(block, path)
             yield (kind, number), getattr(owner, attribute)
+
+
+def _connectable(causal_lm, block):
+    """Ids of the layers of a block that a connection may have wrapped."""
+    owners = [owner_of(block, path) for path in family_of(causal_lm.backbone).connectable]
+    return {id(getattr(owner, attribute)) for owner, attribute in owners}
+
+
+def _rematerialized(method, layers):
+    """`method` of a decoder block, run again for the gradient in a pass that says so."""
+
+    @functools.wraps(method)
+    def twice(*args, **kwargs):
+        scope = pairing.current()
+        if scope is None or not scope.rematerialized:
+            return method(*args, **kwargs)
+        return rematerialization.call(method, args, kwargs, scope, layers)
+
+    return twice
 
 
 def _through_pass(method, site, entry):

@@ -33,12 +33,14 @@ class Pass:
         states: the values at those sites, `(batch, length, dim)`, as they left the site.
         edits: for a site, functions from its value to the one that takes its place.
         index: in cached generation, the position of the one token at hand (int scalar).
+        rematerialized: whether the blocks' activations are computed again for the gradient.
     """
 
     observed: set = dataclasses.field(default_factory=set)
     states: dict = dataclasses.field(default_factory=dict)
     edits: dict[Any, list[Callable]] = dataclasses.field(default_factory=dict)
     index: Any = None
+    rematerialized: bool = False
 
     def edit(self, site, function):
         """Have `function` change what passes `site`, after the edits that are there."""

@@ -18,6 +18,7 @@ def run(model, inputs, scope, training=False):
     """The backbone's hidden states `(B, T, d)` in a pass."""
     check_positions(model, inputs["token_ids"].shape[1])
     backbone = model.causal_lm.backbone
+    scope.rematerialized = training and model.rematerialize
     with pairing.enter(scope):
         return backbone({name: inputs[name] for name in backbone.input}, training=training)
 
