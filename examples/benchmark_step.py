@@ -38,6 +38,8 @@ class Step:
     """Steps a measurement, the first two not counted."""
     turns: int = 3
     """How many times the two are measured."""
+    rematerialize: bool = False
+    """Whether a recipe's model computes its blocks twice; KerasHub's own cannot."""
     worker: str = ""
     """Measure this one in this process and print JSON (used by the script itself)."""
 
@@ -105,7 +107,9 @@ def measure(args):
     if args.worker == "stock":
         model, x = causal_lm, {name: x[name] for name in ("token_ids", "padding_mask")}
     else:
-        model = keras_cc.recipes.get(args.worker).model(causal_lm, preprocessor=None)
+        model = keras_cc.recipes.get(args.worker).model(
+            causal_lm, preprocessor=None, rematerialize=args.rematerialize
+        )
     model.compile(optimizer=keras.optimizers.Adam(1e-5))
 
     seconds = []

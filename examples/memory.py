@@ -8,8 +8,8 @@ r"""What a training step needs in memory, before it is run.
     weights + gradients + optimizer + activations + logits + what the process has without a model
 
 of one device. Weights, gradients and optimizer lie on all devices in parts (the layout of
-`keras_cc.distribution`), activations on the replicas' in parts of the batch, logits too. Nothing is
-rematerialised. How far it is from what was measured stands in SCALE.md.
+`keras_cc.distribution`), activations on the replicas' in parts of the batch, logits too. How far it
+is from what was measured stands in SCALE.md.
 """
 
 import dataclasses
@@ -83,6 +83,8 @@ class Arguments:
     """Replicas that share a batch."""
     model_parallel: int = 1
     """Devices that share each replica's weights."""
+    rematerialize: bool = False
+    """Blocks are computed twice, `CCCausalLM(..., rematerialize=True)`."""
     runtime: float = 1.3
     """GiB that the process has without a model; JAX's on a CPU by default."""
 
@@ -111,11 +113,20 @@ def estimate(args) -> dict[str, float]:
         "weights": 4 * (shape.weights + connection) / devices,
         "gradients": 4 * trained / devices,
         "optimizer": 8 * trained / devices,
-        "activations": rows * size * shape.layers * _saved(shape, args) / args.model_parallel,
+        "activations": rows * size * _kept(shape, args) / args.model_parallel,
         # Logits, their softmax in float32 and the gradient of it.
         "logits": rows * window * shape.vocabulary * (size + 8) / args.model_parallel,
     }
     return {name: value / GIB for name, value in found.items()} | {"runtime": args.runtime}
+
+
+def _kept(shape, args) -> float:
+    """Numbers that all blocks keep, of one row."""
+    if not args.rematerialize:
+        return shape.layers * _saved(shape, args)
+    # What enters a block, what the pivot's pass left there, and one block at a time in full.
+    entering = args.length + (args.pivot_length if args.recipe == "cc" else 0)
+    return shape.layers * entering * shape.width + _saved(shape, args)
 
 
 def _saved(shape, args) -> float:

@@ -71,7 +71,9 @@ def make_step(args):
         model, x = causal_lm, {name: x[name] for name in ("token_ids", "padding_mask")}
     else:
         x["answer_positions"] = keras_cc.data.batches.prepared.answer_positions(x["answer_mask"])
-        model = keras_cc.recipes.get(args.what).model(causal_lm, preprocessor=None)
+        model = keras_cc.recipes.get(args.what).model(
+            causal_lm, preprocessor=None, rematerialize=args.rematerialize
+        )
     model.compile(optimizer=keras.optimizers.Adam(1e-5))
     return lambda: model.train_on_batch(x, y, weights), vocabulary
 

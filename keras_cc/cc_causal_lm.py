@@ -148,6 +148,8 @@ class CCCausalLM(PairedTrainer):
 
     def call(self, inputs, training=False):
         has_pivot = "pivot_token_ids" in inputs
+        if "segment_ids" in inputs:
+            self._tap()
         if has_pivot:
             _check_batch(inputs["token_ids"], inputs["pivot_token_ids"])
         scoring = pairing.is_scoring()
@@ -226,11 +228,14 @@ class CCCausalLM(PairedTrainer):
         connected = self.connection is not None and self.connection.needs_taps
         read = connected or self.objectives or self.intervention is not None
         if read or self.rematerialize:
-            taps.tap(self.causal_lm)
-            self._is_tapped.value = True
+            self._tap()
         elif self._is_tapped.value:
             taps.untap(self.causal_lm)
             self._is_tapped.value = False
+
+    def _tap(self):
+        taps.tap(self.causal_lm)
+        self._is_tapped.value = True
 
     def forget_compiled(self):
         """Have everything that was compiled for inference compiled anew when it is next used."""

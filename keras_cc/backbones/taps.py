@@ -81,6 +81,9 @@ def _through_pass(method, site, entry):
             args = (scope.visit(entry, args[0]), *args[1:])
         elif entry is not None:  # Falcon's backbone gives it by name
             kwargs = {**kwargs, first: scope.visit(entry, kwargs[first])}
+        if site[0] == "attention" and scope.segments is not None:
+            mask = scope.attended(kwargs["attention_mask"])
+            kwargs = {**kwargs, "attention_mask": mask}
         outputs = method(*args, **kwargs)
         if isinstance(outputs, (tuple, list)):  # with a cache beside
             return type(outputs)((scope.visit(site, outputs[0]), *outputs[1:]))

@@ -28,6 +28,8 @@ class Connection(Options):
     reads_answer = False
     #: Whether no gradient goes into the pivot's pass.
     pivot_is_constant = False
+    #: Whether several pairs may share a row.
+    packs = False
 
     @property
     def obstacle(self):
@@ -51,8 +53,11 @@ class Connection(Options):
         return {}
 
     @abc.abstractmethod
-    def pivot_pass(self, mask, num_blocks):
-        """The `PivotPass` for pivot prompts with the padding mask `mask`, bool `(B, S)`."""
+    def pivot_pass(self, mask, num_blocks, segments=None):
+        """The `PivotPass` for pivot prompts with the padding mask `mask`, bool `(B, S)`.
+
+        Where it `packs`, `segments` are those of packed rows, int `(B, S)`.
+        """
 
     @abc.abstractmethod
     def target_pass(self, inputs, pivot, layers, training=False, seed=None):

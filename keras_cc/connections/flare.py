@@ -74,7 +74,7 @@ class FlareConnection(Connection):
     def block_numbers(self, num_blocks):
         return block_numbers("layers", self.layers, num_blocks)
 
-    def pivot_pass(self, mask, num_blocks):
+    def pivot_pass(self, mask, num_blocks, segments=None):
         return pairing.PivotPass(mask)
 
     def target_pass(self, inputs, pivot, layers, training=False, seed=None):

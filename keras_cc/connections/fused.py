@@ -139,37 +139,55 @@ class FusedConnection(Connection):
     def obstacle(self):
         return "a non-linear transform is no matrix" if self.transform == "mlp" else None
 
+    @property
+    def packs(self):
+        return not self.reads_answer  # which goes on over one answer behind one pivot
+
     def block_numbers(self, num_blocks):
         """The connected blocks of a model with `num_blocks`, sorted, from 0."""
         return block_numbers("layers", self.layers, num_blocks)
 
-    def pivot_pass(self, mask, num_blocks):
-        return pairing.PivotPass(positions.beyond(mask, self.sink_tokens))
+    def pivot_pass(self, mask, num_blocks, segments=None):
+        return pairing.PivotPass(positions.beyond(mask, self.sink_tokens, segments))
 
     def target_pass(self, inputs, pivot, layers, training=False, seed=None):
         real = ops.cast(inputs["padding_mask"], "bool")
-        fused = positions.beyond(real, self.sink_tokens)
+        segments, readable = inputs.get("segment_ids"), None
+        fused = positions.beyond(real, self.sink_tokens, segments)
         if self.alignment == "last":
-            last = positions.last_prompt(real, inputs.get("answer_mask"))
-            fused = ops.logical_and(fused, last)
+            fused = ops.logical_and(fused, _last_prompt(real, inputs))
         places = None
         if self.reads_answer:
             behind, places = _behind_prompts(inputs)
             fused = ops.logical_and(fused, behind >= 0)
-        has_pivot = ops.any(pivot.mask, axis=1)
+        if segments is None:
+            has_pivot = ops.any(pivot.mask, axis=1, keepdims=True)  # (B, 1), for all its tokens
+        else:
+            readable = positions.same(segments, inputs["pivot_segment_ids"])
+            readable = ops.logical_and(readable, pivot.mask[:, None, :])
+            has_pivot = ops.any(readable, axis=2)  # (B, T)
         aligned = ops.ones_like(has_pivot) if self.aligns_all else has_pivot
         scope = pairing.TargetPass(
             pivot,
-            mask=ops.logical_and(real, aligned[:, None]),
-            fused=ops.logical_and(fused, has_pivot[:, None]),
+            mask=ops.logical_and(real, aligned),
+            fused=ops.logical_and(fused, has_pivot),
             places=places,
+            readable=readable,
         )
         if training and self.dropout > 0:
-            sample = keras.random.uniform(ops.shape(has_pivot), seed=seed)
-            scope.through_transform = sample < self.dropout
-            if self.without_pivot != "transform":
-                scope.through_transform = ops.logical_and(has_pivot, scope.through_transform)
+            scope.through_transform = self._dropped(has_pivot, segments, seed)
         return scope
+
+    def _dropped(self, has_pivot, segments, seed):
+        """The pairs that go through the transform, bool `(B, 1)` or of packed rows `(B, T)`."""
+        rows, length = ops.shape(has_pivot)
+        if segments is None:
+            sample = keras.random.uniform((rows,), seed=seed)[:, None]
+        else:  # a number for each pair that there could be, and padding
+            sample = keras.random.uniform((rows, length + 1), seed=seed)
+            sample = ops.take_along_axis(sample, ops.cast(segments, "int32"), axis=1)
+        dropped = sample < self.dropout
+        return dropped if self.without_pivot == "transform" else ops.logical_and(has_pivot, dropped)
 
     def extend(self, scope, inputs):
         if self.alignment == "last":
@@ -204,6 +222,13 @@ class FusedConnection(Connection):
             "alignment_gradient": self.alignment_gradient,
             "alignment_error": self.alignment_error,
         }
+
+
+def _last_prompt(real, inputs):
+    """True at each pair's last prompt token."""
+    if "segment_ids" in inputs:
+        return positions.last_prompts(real, inputs["answer_mask"], inputs["segment_ids"])
+    return positions.last_prompt(real, inputs.get("answer_mask"))
 
 
 def _behind_prompts(inputs):

@@ -71,7 +71,7 @@ class SelectedConnection(Connection):
             layers["pooled_transform"] = matrix
         return layers
 
-    def pivot_pass(self, mask, num_blocks):
+    def pivot_pass(self, mask, num_blocks, segments=None):
         return pairing.PivotPass(mask, observed=_activation_sites(num_blocks))
 
     def target_pass(self, inputs, pivot, layers, training=False, seed=None):

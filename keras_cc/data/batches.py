@@ -18,6 +18,7 @@ from typing import Any, cast
 import numpy as np
 
 from keras_cc.data import columns, pairs, prepared, sources
+from keras_cc.data.packing import Packing
 from keras_cc.data.prepared import Batch
 from keras_cc.data.splitting import WHOLE, Split
 from keras_cc.data.widths import MAX_SHAPES, Shape, Shapes
@@ -64,6 +65,8 @@ class PreparedBatches:
             have none, or None.
         step: int. Number of micro-batches that the optimizer has seen, where it is not new.
         split: a `keras_cc.data.splitting.Split`: how batches are shared out among replicas.
+        packing: a `keras_cc.data.packing.Packing`, which puts a batch's pairs into few rows, or
+            None. The batches are as it says.
 
     Yields:
         `(x, y, sample_weight)` of `CCPreprocessor`, with these keys added to x:
@@ -125,6 +128,7 @@ class PreparedBatches:
         own_answers: Any = None,
         step: int = 0,
         split: Split = WHOLE,
+        packing: Packing | None = None,
     ) -> None:
         self.prepare: Any = prepare
         self.accumulate = 1 if accumulate is None else int(accumulate)
@@ -135,7 +139,7 @@ class PreparedBatches:
         self.least_rows = least_rows
         self.answers, self.method = answers, method
         self.own_answers = own_answers
-        self.split = split
+        self.split, self.packing = split, packing
         self.step = self.first_step = int(step)
         self._source = sources.make_source(source, batch_size)
         self._seed, self._given_seed, self._shuffle = None, seed, bool(shuffle)
@@ -207,7 +211,7 @@ class PreparedBatches:
             if done == self._count:
                 # Before the last batch leaves: who reads ahead may open the next pass already.
                 self._advance(start + done)
-            yield self.split.own(batch)
+            yield self.split.own(batch if self.packing is None else self.packing(batch))
         if done == skipped:
             raise ValueError(
                 "Empty dataset: the source gave no batch"
@@ -513,8 +517,9 @@ class PreparedBatches:
 
     def padding_share(self) -> str:
         """Says how much of the tokens so far was padding, and in how many shapes they came."""
-        share = self.padding_count / max(self.token_count, 1)
-        shapes = len(self._shapes.known)
+        counted = self if self.packing is None else self.packing
+        share = counted.padding_count / max(counted.token_count, 1)
+        shapes = len(self._shapes.known) if self.packing is None else 0
         return f"{share:.0%} of the tokens were padding" + (f", {shapes} shapes" if shapes else "")
 
     # --- names of rows ---

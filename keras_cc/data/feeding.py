@@ -185,6 +185,8 @@ def _as_tf_dataset(
     x["row_ids"] = spec(1, "int32")
     if batches.is_scaled:
         x["loss_scale"] = spec(2, "float32")
+    if batches.packing is not None:
+        x |= {key: spec(2, "int32") for key in ("segment_ids", "pivot_segment_ids")}
     if batches.own_answers is not None:
         x["own_answer"] = spec(1, "int32")
     if batches.alternate:

@@ -26,11 +26,13 @@ def align(pivot, target, pivot_mask, method="attention"):
     Args:
         pivot: float tensor `(B, S, d)`.
         target: float tensor `(B, T, d)`.
-        pivot_mask: bool tensor `(B, S)`, True at real tokens.
+        pivot_mask: bool tensor `(B, S)`, True at real tokens; or `(B, T, S)`, those that each of
+            the target's tokens may read, where several pairs are in a row.
         method: `"attention"`, `"mean"` or `"last"`.
 
     Returns:
-        Float tensor `(B, T, d)` for `"attention"`, else `(B, 1, d)`, which broadcasts.
+        Float tensor `(B, T, d)` for `"attention"` and a mask `(B, T, S)`, else `(B, 1, d)`, which
+        broadcasts.
 
     Raises:
         ValueError: if `method` is none of the three.
@@ -47,17 +49,18 @@ def align(pivot, target, pivot_mask, method="attention"):
     attention and mean pooling are the two usual ways to fuse streams of unequal length.
     """
     choice("alignment", method, ALIGNMENTS)
+    readable = pivot_mask[:, None, :] if len(pivot_mask.shape) == 2 else pivot_mask
     if method == "attention":
         # Products of activations overflow half precision: scores are float32.
         scores = ops.einsum(
             "btd,bsd->bts", ops.cast(target, "float32"), ops.cast(pivot, "float32")
         ) / math.sqrt(int(pivot.shape[-1]))
-        scores = ops.where(pivot_mask[:, None, :], scores, -1e9)
+        scores = ops.where(readable, scores, -1e9)
         weights = ops.cast(ops.softmax(scores, axis=-1), pivot.dtype)
         return ops.einsum("bts,bsd->btd", weights, pivot)
-    real = ops.cast(pivot_mask, pivot.dtype)
     if method == "mean":
-        weights = real / ops.maximum(ops.sum(real, axis=1, keepdims=True), 1)
+        real = ops.cast(readable, pivot.dtype)
+        weights = real / ops.maximum(ops.sum(real, axis=-1, keepdims=True), 1)
     else:
-        weights = ops.cast(positions.last_prompt(pivot_mask), pivot.dtype)
-    return ops.einsum("bs,bsd->bd", weights, pivot)[:, None, :]
+        weights = ops.cast(positions.last_prompt(readable), pivot.dtype)
+    return ops.einsum("bts,bsd->btd", weights, pivot)

@@ -162,7 +162,8 @@ class CCFeedForward(keras.layers.Layer):
             places = scope.at(scope.places, target)  # beyond the answer there may be none
             aligned = positions.gather(pivot, ops.clip(places, 0, ops.shape(pivot)[1] - 1))
         else:
-            aligned = align(pivot, target, scope.pivot.mask, self.alignment)
+            readable = scope.pivot.mask if scope.readable is None else scope.readable
+            aligned = align(pivot, target, readable, self.alignment)
         if self.decision_gate is None:
             gate = ops.full_like(target[..., :1], self.gate)
         else:
@@ -180,7 +181,7 @@ class CCFeedForward(keras.layers.Layer):
             scope.alignment_errors.append(self._alignment_error(target, fused, scope))
         if scope.through_transform is None:
             return fused
-        return ops.where(scope.through_transform[:, None, None], self._stand_in(target), fused)
+        return ops.where(scope.through_transform[..., None], self._stand_in(target), fused)
 
     def _alignment_error(self, target, fused, scope):
         if scope.index is not None:

@@ -20,6 +20,8 @@ from typing import Any
 
 from keras import ops
 
+from keras_cc.passes import positions
+
 _scope: contextvars.ContextVar = contextvars.ContextVar("keras_cc_pass", default=None)
 _scoring: contextvars.ContextVar = contextvars.ContextVar("keras_cc_scoring", default=False)
 
@@ -33,6 +35,8 @@ class Pass:
         states: the values at those sites, `(batch, length, dim)`, as they left the site.
         edits: for a site, functions from its value to the one that takes its place.
         index: in cached generation, the position of the one token at hand (int scalar).
+        segments: in packed rows, int tensor `(batch, length)`, the number of each token's pair
+            in its row, 0 at padding; else None. A token attends to those of its own pair.
         rematerialized: whether the blocks' activations are computed again for the gradient.
     """
 
@@ -40,6 +44,7 @@ class Pass:
     states: dict = dataclasses.field(default_factory=dict)
     edits: dict[Any, list[Callable]] = dataclasses.field(default_factory=dict)
     index: Any = None
+    segments: Any = None
     rematerialized: bool = False
 
     def edit(self, site, function):
@@ -53,6 +58,14 @@ class Pass:
         if site in self.observed:
             self.states[site] = value
         return value
+
+    def attended(self, mask):
+        """`mask` of an attention, `(batch, length, length)`, within the pairs of packed rows."""
+        if self.segments is None:
+            return mask
+        same = positions.same(self.segments, self.segments)
+        same = ops.expand_dims(same, 1) if len(mask.shape) == 4 else same
+        return ops.where(same, mask, ops.zeros_like(mask))
 
     def at(self, where, value):
         """`where`, `(batch, length, ...)`, at the positions that `value` holds.
@@ -89,8 +102,11 @@ class TargetPass(Pass):
         fused: bool tensor `(batch, length)`, True at the positions that are fused.
         places: None, or int tensor `(batch, length)`: the pivot's position of each of the
             target's, where there is one.
-        through_transform: bool tensor `(batch,)`, True for the rows that connection
-            dropout sends through the transform, or None without connection dropout.
+        readable: None, or in packed rows bool tensor `(batch, length, pivot_length)`: the aligned
+            tokens of the pivot that each target token may read, those of its own pair.
+        through_transform: bool tensor `(batch, 1)`, in packed rows `(batch, length)`, True for
+            the pairs that connection dropout sends through the transform, or None without
+            connection dropout.
         alignment_errors: one `(batch,)` float32 tensor a layer: the squared error
             summed over `mask`.
         gate_sums: one `(batch,)` float32 tensor a layer: the mean gate over the
@@ -104,6 +120,7 @@ class TargetPass(Pass):
     mask: Any
     fused: Any
     places: Any = None
+    readable: Any = None
     through_transform: Any = None
     alignment_errors: list = dataclasses.field(default_factory=list)
     gate_sums: list = dataclasses.field(default_factory=list)

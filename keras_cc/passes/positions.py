@@ -11,23 +11,55 @@ def gather(values, positions):
     return ops.take(flat, ops.cast(positions, "int32") + offsets, axis=0)
 
 
-def beyond(mask, count):
-    """`mask`, bool `(batch, length)`, without the first `count` True positions of each row."""
-    return ops.logical_and(mask, ops.cumsum(ops.cast(mask, "int32"), axis=1) > count)
+def beyond(mask, count, segments=None):
+    """`mask`, bool `(batch, length)`, without the first `count` True positions of each row.
+
+    Of packed rows, whose `segments` are int `(batch, length)`: of each pair in a row.
+    """
+    place = ops.cumsum(ops.cast(mask, "int32"), axis=1)
+    if segments is not None:  # what came before in the row counts where it is of the same pair
+        there = ops.arange(ops.shape(segments)[1])
+        so_far = ops.logical_and(same(segments, segments), there[:, None] >= there[None, :])
+        counted = ops.logical_and(so_far, mask[:, None, :])
+        place = ops.sum(ops.cast(counted, "int32"), axis=2)
+    return ops.logical_and(mask, place > count)
+
+
+def same(segments, others):
+    """Where two tokens of a packed row are of one pair: bool `(batch, length, other length)`."""
+    return ops.equal(segments[:, :, None], others[:, None, :])
+
+
+def last_prompts(mask, answer_mask, segments):
+    """`last_prompt` of each pair in packed rows, whose `segments` are int `(batch, length)`."""
+    answers = ops.cast(answer_mask, "bool")
+    before = _shifted(answers, ops.zeros_like(answers[:, :1]), 1)
+    first = ops.logical_and(answers, ops.logical_not(before))
+    following = _shifted(segments, ops.zeros_like(segments[:, :1]), -1)
+    last_real = ops.logical_and(mask, ops.not_equal(following, segments))
+    answered = ops.logical_and(same(segments, segments), answers[:, None, :])
+    return ops.where(ops.any(answered, axis=2), first, last_real)
+
+
+def _shifted(values, edge, by):
+    """`values` of the position before (`by` 1) or behind (-1) each, `edge` beyond the rows."""
+    if by > 0:
+        return ops.concatenate([edge, values[:, :-1]], axis=1)
+    return ops.concatenate([values[:, 1:], edge], axis=1)
 
 
 def last_prompt(mask, answer_mask=None):
     """True at each row's last prompt token: the first answer position, or the last real one.
 
     Args:
-        mask: bool tensor `(batch, length)`, True at real tokens.
+        mask: bool tensor `(..., length)`, True at real tokens.
         answer_mask: int or bool tensor of the same shape, or None: there is no answer.
 
     Returns:
         bool tensor `(batch, length)`, with one True a row, none in a row without a token.
     """
-    count = ops.cumsum(ops.cast(mask, "int32"), axis=1)
-    last_real = ops.logical_and(mask, count == count[:, -1:])
+    count = ops.cumsum(ops.cast(mask, "int32"), axis=-1)
+    last_real = ops.logical_and(mask, count == count[..., -1:])
     if answer_mask is None:
         return last_real
     answers = ops.cast(answer_mask, "bool")

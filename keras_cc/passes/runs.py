@@ -18,6 +18,7 @@ def run(model, inputs, scope, training=False):
     """The backbone's hidden states `(B, T, d)` in a pass."""
     check_positions(model, inputs["token_ids"].shape[1])
     backbone = model.causal_lm.backbone
+    scope.segments = inputs.get("segment_ids")
     scope.rematerialized = training and model.rematerialize
     with pairing.enter(scope):
         return backbone({name: inputs[name] for name in backbone.input}, training=training)
@@ -57,14 +58,16 @@ def pivot(model, inputs, training=False, observed=(), is_read=True):
     if model.connection is None:
         scope = pairing.PivotPass(mask)
     else:
-        scope = model.connection.pivot_pass(mask, model.num_blocks)
+        segments = inputs.get("pivot_segment_ids")
+        scope = model.connection.pivot_pass(mask, model.num_blocks, segments)
     scope.observed |= set(observed)
     if not is_read:
         return scope
     if model.connection is not None and model.connection.reads_answer:
         read = _behind_pivot(inputs, positions.answer_start(inputs), _answer_positions(inputs))
     else:
-        read = {name: inputs[f"pivot_{name}"] for name in ("token_ids", "padding_mask")}
+        names = ("token_ids", "padding_mask", "segment_ids")
+        read = {name: inputs[f"pivot_{name}"] for name in names if f"pivot_{name}" in inputs}
     # The backbone alone: nobody needs the pivot's logits.
     with _constant(_is_constant(model)):
         run(model, read, scope, training)

@@ -8,6 +8,7 @@ from keras_cc import losses
 from keras_cc.backbones import surgery
 from keras_cc.data.batches import PreparedBatches
 from keras_cc.data.feeding import StepCounter, as_keras_data, as_scored_data
+from keras_cc.data.packing import Packing
 from keras_cc.data.sources import make_source, read_once
 from keras_cc.data.widths import shapes_for
 from keras_cc.objectives import get_all as get_objectives
@@ -251,6 +252,7 @@ class PairedTrainer(keras.Model):
         steps_per_epoch=None,
         callbacks=None,
         resume=None,
+        pack=None,
         **kwargs,
     ):
         """Train on pairs: raw string rows, or batches that `CCPreprocessor` made.
@@ -283,6 +285,11 @@ class PairedTrainer(keras.Model):
                 Rows that come as a generator are read anew, without those that were trained on;
                 with `steps_per_epoch`, it is kept at the ends of epochs alone, and so is one with
                 `use_ema`.
+            pack: int, or None. Puts the pairs of a batch into few rows of so many tokens, each
+                pair whole and by itself: a token attends to its own pair, and is connected to its
+                own pivot. The batch has the same pairs, and the losses are the same; only the
+                epoch's mean `loss` weights batches by their rows. It pays where lengths differ and
+                rows of like length do not come together (a stream, `shuffle=False`).
             **kwargs: `verbose`, `validation_steps` and the rest of `keras.Model.fit`.
 
         Returns:
@@ -309,6 +316,7 @@ class PairedTrainer(keras.Model):
                 f"Received: resume={resume!r} in {split.processes} processes, {split.parts} parts"
             )
         replicas.check(self, split, batch_size, self._accumulation_steps())
+        packing = None if pack is None else self._packing(pack, split)
         self._keep_untrained()
         resuming = None if resume is None or not self.compiled else Resuming(self, resume)
         source = make_source(_source(x, y, sample_weight), batch_size)
@@ -321,7 +329,7 @@ class PairedTrainer(keras.Model):
             batch_size=batch_size,
             shuffle=shuffle,
             seed=seed,
-            group=shuffle,
+            group=shuffle and packing is None,
             most_shapes=shapes_for(steps),
             accumulate=self._accumulation_steps(),
             alternate=any(objective.alternating for objective in self.objectives),
@@ -332,6 +340,7 @@ class PairedTrainer(keras.Model):
             own_answers=answers,
             step=surgery.micro_steps(self.optimizer) if self.compiled else 0,
             split=split,
+            packing=packing,
         )
         unanswered, says = batches.known_unanswered, kwargs.get("verbose", "auto")
         if unanswered and says:
@@ -430,6 +439,25 @@ class PairedTrainer(keras.Model):
                 f"{len(self._fitted - fitted)} less"
             )
         self._fitted = fitted
+
+    def _packing(self, pack, split):
+        """The `Packing` of `fit`'s `pack`, or an error: what cannot share a row."""
+        pack = count("pack", pack, least=2)
+        reason = None
+        if self.connection is not None and not self.connection.packs:
+            reason = f"{self.connection!r} works on one pair a row"
+        elif self.objectives:
+            reason = "objectives compare the pairs of a batch row by row"
+        elif self.max_positions is not None:
+            reason = "the model has learnt a vector for each place in a row, and knows no other"
+        elif split.parts > 1:
+            reason = "rows are shared out among replicas by their number of pairs"
+        if reason is not None:
+            raise ValueError(
+                f"`pack` must be None here, {reason}: leave it out, rows of like length come "
+                f"together without it. Received: pack={pack}"
+            )
+        return Packing(pack, split.multiple)
 
     def _keep_untrained(self):
         kept = self.untrained_weights

@@ -56,7 +56,7 @@ def connect(layer, pivot, target, through_transform=None):
         fused=ops.convert_to_tensor(fused & has_pivot),
     )
     if through_transform is not None:
-        scope.through_transform = ops.convert_to_tensor(np.asarray(through_transform))
+        scope.through_transform = ops.convert_to_tensor(np.asarray(through_transform)[:, None])
     with pairing.enter(scope):
         output = layer(target)
     assert pairing.current() is None
