@@ -57,6 +57,7 @@ SHAPES = {
     "llama3_8b": Shape(128_256, 4_096, 32, 32, 8, 128, 14_336),
 }
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+BASE = {"float": 4, "int8": 1, "int4": 0.5}
 
 
 @dataclasses.dataclass
@@ -77,6 +78,8 @@ class Arguments:
     """Pivot tokens a row."""
     answer_length: int = 16
     """Answer tokens a row: logits are taken at these alone."""
+    base: Literal["float", "int8", "int4"] = "float"
+    """What the weights are kept in; quantised ones do not train, LoRA on them does."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """What is computed in; weights, gradients and optimizer are float32 (mixed precision)."""
     data_parallel: int = 1
@@ -103,14 +106,19 @@ def estimate(args) -> dict[str, float]:
     rows, size = args.batch_size / args.data_parallel, BYTES[args.dtype]
     connection = 2 * shape.layers * shape.width**2 if args.recipe == "cc" else 0
     heads = shape.heads + shape.key_heads
+    if args.base != "float" and args.trains != "lora":
+        raise SystemExit(
+            f"--base {args.base} does not train: take --trains lora. Received: {args.trains}"
+        )
     trained = {
         "all": shape.weights,
         "blocks": shape.weights - shape.embedding,
         "lora": shape.layers * 16 * (2 * shape.width + shape.head * heads),
     }[args.trains] + connection
+    trained_beside = trained if args.trains == "lora" else connection
     window = min(args.length, 1 << max(args.answer_length - 1, 3).bit_length())
     found = {
-        "weights": 4 * (shape.weights + connection) / devices,
+        "weights": (BASE[args.base] * shape.weights + 4 * trained_beside) / devices,
         "gradients": 4 * trained / devices,
         "optimizer": 8 * trained / devices,
         "activations": rows * size * _kept(shape, args) / args.model_parallel,

@@ -96,20 +96,14 @@ def instructions(folder):
     return found
 
 
-def profile_xla(args, step, folder):
-    """Seconds by the origin of XLA's instructions."""
-    if args.backend == "jax":
-        import jax
+def profile_jax(step, folder):
+    """Seconds by the origin of XLA's instructions, and whether they are matrix products."""
+    import jax
 
-        options = jax.profiler.ProfileOptions()
-        options.python_tracer_level = 0
-        with jax.profiler.trace(folder, profiler_options=options):
-            step()
-    else:
-        import tensorflow as tf
-
-        with tf.profiler.experimental.Profile(folder):
-            step()
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0
+    with jax.profiler.trace(folder, profiler_options=options):
+        step()
     (path,) = glob.glob(f"{folder}/**/*.trace.json.gz", recursive=True)
     with gzip.open(path) as file:
         events = json.load(file)["traceEvents"]
@@ -119,6 +113,25 @@ def profile_xla(args, step, folder):
         name = event.get("args", {}).get("hlo_op")
         if event.get("ph") == "X" and name in origins:
             seconds[origins[name]] += event["dur"] / 1e6
+    return seconds
+
+
+def profile_tensorflow(step, folder):
+    """Seconds by the names of the graph's nodes."""
+    import tensorflow as tf
+    from tensorflow.tsl.profiler.protobuf import xplane_pb2
+
+    with tf.profiler.experimental.Profile(folder):
+        step()
+    (path,) = glob.glob(f"{folder}/**/*.xplane.pb", recursive=True)
+    space = xplane_pb2.XSpace.FromString(pathlib.Path(path).read_bytes())
+    seconds = collections.Counter()
+    for plane in space.planes:
+        for line in plane.lines:
+            for event in line.events:
+                name, _, kind = plane.event_metadata[event.metadata_id].name.rpartition(":")
+                if name and kind.isidentifier() and "/" in name + kind:
+                    seconds[f"{name} {kind}"] += event.duration_ps / 1e12
     return seconds
 
 
@@ -152,8 +165,10 @@ def work(args):
     with tempfile.TemporaryDirectory() as folder:
         if args.backend == "torch":
             seconds = profile_torch(step, vocabulary)
+        elif args.backend == "jax":
+            seconds = profile_jax(step, folder)
         else:
-            seconds = profile_xla(args, step, folder)
+            seconds = profile_tensorflow(step, folder)
     print(json.dumps({"wall": wall, "seconds": seconds}))
 
 
@@ -173,18 +188,17 @@ def main(args):
     if done.returncode:
         raise SystemExit(done.stderr)
     found = json.loads(done.stdout.strip().splitlines()[-1])
-    pathlib.Path("/work/runs/prof.json").write_text(json.dumps(found))
     parts = collections.Counter()
     for name, seconds in found["seconds"].items():
         parts[part_of(name)] += seconds
     total = sum(parts.values())
-    print(
-        f"{args.what}, {args.model}, {args.backend}: {found['wall']:.2f} s a step, {total:.2f} in operations"
-    )
+    print(f"{args.what}, {args.model}, {args.backend}: {found['wall']:.2f} s a step, ", end="")
+    print(f"{total:.2f} s in operations")
     for part, seconds in parts.most_common():
         print(f"| {part} | {seconds:.3f} | {seconds / total:.0%} |")
     for name, seconds in sorted(found["seconds"].items(), key=lambda item: -item[1])[: args.top]:
         print(f"{seconds:.3f} {part_of(name)}: {name}")
+    return parts
 
 
 if __name__ == "__main__":

@@ -125,6 +125,7 @@ class CCCausalLM(PairedTrainer):
         # For a model card: after `merge()` there is neither connection nor objective to be asked.
         parts = [repr(part) for part in (self.connection, *self.objectives) if part is not None]
         self.method = ", ".join(parts) or "plain fine-tuning"
+        surgery.let_gradients_through(causal_lm)
         self._head = Untracked(surgery.language_model_head(causal_lm))
         self._max_positions = Untracked(surgery.max_positions(causal_lm.backbone))
         # What the connection put in: "block_3" and the `CCFeedForward` there, and others by name.

@@ -8,7 +8,7 @@ import pytest
 from backend_tools import run_python_for_json
 from installed import BACKENDS, INSTALLED
 
-QUICK = ("gemma3", "llama3-varied", "llama3-dft", "llama3-cc_published")
+QUICK = ("gemma3", "llama3-varied", "llama3-dft", "llama3-cc_published", "llama3-int8")
 LARGE = ("gemma", "llama3", "llama3-afp", "gemma3-cc_published")
 # The backends' generators draw different noise; this is any row's, at each step.
 FIXED_NOISE = """

@@ -10,15 +10,17 @@ import json
 import sys
 
 import keras
+import numpy as np
 import tiny
 
 from keras_cc import CCCausalLM, FusedConnection, recipes
+from keras_cc.backbones import surgery
 
 STEPS = 5
 # A rate that is too high amplifies rounding: at 0.5 all losses drift apart by a tenth within a
 # few steps, and at 0.02 this Gemma 3, whose attention is sharp, multiplies a difference by eight
 # in each.
-LEARNING_RATES = {"gemma3": 0.001}
+LEARNING_RATES = {"gemma3": 0.001, "llama3-int8": 0.2}
 VARIED = {
     "alignment": "mean",
     "gate": "layer",
@@ -38,11 +40,20 @@ def trajectory(name):
         model = recipes.get(variant).model(tiny.causal_lm(family))
         rows = 6  # pairs to tell apart
     else:
-        options = {"": {}, "varied": VARIED}[variant]
-        model = CCCausalLM(tiny.causal_lm(family), FusedConnection(dropout=0.0, **options))
+        causal_lm = tiny.causal_lm(family)
+        if variant == "int8":
+            causal_lm.backbone.quantize("int8")
+        options = VARIED if variant == "varied" else {}
+        model = CCCausalLM(causal_lm, FusedConnection(dropout=0.0, **options))
+        if variant == "int8":
+            model.enable_lora(2)
+            for number, layer in enumerate(surgery.lora_layers(causal_lm).values()):
+                rng = np.random.default_rng(number)
+                for matrix in (layer.lora_kernel_a, layer.lora_kernel_b):
+                    matrix.assign(rng.normal(0.0, 0.2, matrix.shape).astype("float32"))
     for number, layer in enumerate(model.connection_layers().values()):
         tiny.fill(layer, 3 + number)
-    model.compile(keras.optimizers.SGD(LEARNING_RATES.get(family, 0.02)))
+    model.compile(keras.optimizers.SGD(LEARNING_RATES.get(name, LEARNING_RATES.get(family, 0.02))))
     batch = tiny.batch(rows, prompt_lengths=(4, 3, 5) * (rows // 3))
     history = model.fit(batch, batch_size=rows, shuffle=False, epochs=STEPS, verbose=0)
     return [float(loss) for loss in history.history["loss"]]

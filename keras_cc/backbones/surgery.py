@@ -488,6 +488,18 @@ def quantise_weights_only(backbone):
             layer.inputs_quantizer = None
 
 
+def let_gradients_through(causal_lm):
+    """Have a quantised head take hidden states as they are: rounded, they have no gradient.
+
+    Keras gives quantised `Dense` and `EinsumDense` layers a gradient around the rounding of their
+    inputs, and forgets the embedding that is the head too (3.15): nothing would be learnt.
+    """
+    for layer in all_layers(causal_lm.backbone):
+        is_head = hasattr(layer, "tie_weights")
+        if is_head and getattr(layer, "quantization_mode", None) is not None:
+            layer.inputs_quantizer = None
+
+
 def _takes(backbone, argument):
     import inspect
 
