@@ -28,17 +28,17 @@ import benchmark_step
 
 #: The parts of a step, in the order in which they are tried.
 PARTS = {
-    "finite check": r"is_finite|IsFinite|reduce_and|isfinite",
-    "optimizer": r"adam|Adam|branch_1_fun|optimizer",
-    "head and loss": r"head|compute_loss|softmax_cross|log_softmax|SparseSoftmax",
-    "embedding": r"token_embedding|embedding_dense_backward",
+    "finite check": r"is_?finite|reduce_and|IsFinite|vector_norm",
+    "optimizer": r"adam|branch_1_fun",
+    "head": r"functional\w*\)*/token_embedding|on_vocabulary.*(mm|add_any)",
+    "embedding": r"token_embedding|UnsortedSegmentSum|embedding_dense_backward|EmbeddingBackward",
     "gate": r"decision_gate",
     "transform": r"transform_matrix",
-    "connection, the rest": r"cc_feed_forward_\d+/(?!feedforward|ffw|inner)",
+    "connection, the rest": r"cc_feed_forward_\d+/(?!feedforward|ffw)",
     "attention": r"attention(?!_layer_?norm|layernorm|_norm)",
-    "feed-forward and norms": r"transformer_layer|decoder_block|layernorm|layer_norm",
+    "feed-forward and norms": r"transformer_layer|decoder_block|layer_?norm",
 }
-
+PRODUCT = r"dot_general|MatMul|::b?mm$|::addmm$|scaled_dot_product"
 #: Instructions whose time is that of others.
 ENCLOSING = ("conditional", "while", "call")
 
@@ -136,21 +136,34 @@ def profile_tensorflow(step, folder):
 
 
 def profile_torch(step, vocabulary):
-    """Seconds by operation, those on the vocabulary and those of the optimizer by themselves."""
+    """Seconds by the layers that an operation ran in; in the backward pass, that of its forward."""
+    import keras
     import torch
 
+    call = keras.layers.Layer.__call__
+
+    def named(self, *args, **kwargs):
+        with torch.profiler.record_function(self.name):
+            return call(self, *args, **kwargs)
+
+    keras.layers.Layer.__call__ = named
     with torch.profiler.profile(record_shapes=True) as profile:
         step()
+    keras.layers.Layer.__call__ = call
+    paths, origins = {}, {}
+    for event in profile.events():
+        parent, number = event.cpu_parent, event.sequence_nr
+        before = paths.get(parent.id, "") if parent is not None else ""
+        if event.name.startswith("autograd::engine::evaluate_function"):
+            before = origins.get(number, "")
+        elif number >= 0 and not event.name.startswith("autograd"):
+            origins.setdefault(number, before)
+        paths[event.id] = f"{before}/{event.name}"
     seconds = collections.Counter()
     for event in profile.events():
-        own = event.self_cpu_time_total / 1e6
-        names, parent = [event.name], event.cpu_parent
-        while parent is not None:
-            names.append(parent.name)
-            parent = parent.cpu_parent
-        path = "/".join(reversed(names))
-        on_vocabulary = any(vocabulary in shape for shape in event.input_shapes if shape)
-        seconds[f"{'head ' if on_vocabulary else ''}{path}"] += own
+        shapes = [shape for shape in event.input_shapes or () if shape]
+        mark = "on_vocabulary" if any(vocabulary in shape for shape in shapes) else ""
+        seconds[mark + paths[event.id]] += event.self_cpu_time_total / 1e6
     return seconds
 
 
@@ -190,12 +203,13 @@ def main(args):
     found = json.loads(done.stdout.strip().splitlines()[-1])
     parts = collections.Counter()
     for name, seconds in found["seconds"].items():
-        parts[part_of(name)] += seconds
+        parts[part_of(name), bool(re.search(PRODUCT, name.split(" ")[0]))] += seconds
     total = sum(parts.values())
     print(f"{args.what}, {args.model}, {args.backend}: {found['wall']:.2f} s a step, ", end="")
-    print(f"{total:.2f} s in operations")
-    for part, seconds in parts.most_common():
-        print(f"| {part} | {seconds:.3f} | {seconds / total:.0%} |")
+    print(f"{total:.2f} s in operations; of these, % in matrix products, and in others:")
+    for part in (*PARTS, "the rest"):
+        shares = [100 * parts[part, is_product] / total for is_product in (True, False)]
+        print(f"| {part} | {shares[0]:.1f} | {shares[1]:.1f} |")
     for name, seconds in sorted(found["seconds"].items(), key=lambda item: -item[1])[: args.top]:
         print(f"{seconds:.3f} {part_of(name)}: {name}")
     return parts
