@@ -5,8 +5,8 @@
 
 JAX and TensorFlow: what XLA runs says which layer it was made from (the `op_name` of each
 instruction of the compiled program), so the seconds of a trace are given to that layer. Fused
-instructions count where their root stands. PyTorch: by the operation, the shapes it got, and
-whether the optimizer called it. Seconds are those of one step's operations, the sum over those
+instructions count where their root stands. PyTorch: the layer that an operation ran in, or in the
+backward pass, that of its forward one. Seconds are those of one step's operations, the sum over those
 that ran beside each other; host work is the rest of the step's wall time, none if that is less.
 """
 
@@ -30,7 +30,6 @@ import benchmark_step
 PARTS = {
     "finite check": r"is_?finite|reduce_and|IsFinite|vector_norm",
     "optimizer": r"adam|branch_1_fun",
-    "head": r"functional\w*\)*/token_embedding|on_vocabulary.*(mm|add_any)",
     "embedding": r"token_embedding|UnsortedSegmentSum|embedding_dense_backward|EmbeddingBackward",
     "gate": r"decision_gate",
     "transform": r"transform_matrix",
@@ -38,6 +37,7 @@ PARTS = {
     "attention": r"attention(?!_layer_?norm|layernorm|_norm)",
     "feed-forward and norms": r"transformer_layer|decoder_block|layer_?norm",
 }
+REST = "loss and the rest"
 PRODUCT = r"dot_general|MatMul|::b?mm$|::addmm$|scaled_dot_product"
 #: Instructions whose time is that of others.
 ENCLOSING = ("conditional", "while", "call")
@@ -58,15 +58,14 @@ class Arguments(benchmark_step.Step):
 
 
 def make_step(args):
-    """A function that trains one step and waits for it, and the vocabulary's size."""
+    """A function that trains one step and waits for it."""
     import keras
 
     import keras_cc
 
     keras.utils.set_random_seed(0)
     causal_lm = benchmark_step.make_model(args.model)
-    vocabulary = causal_lm.backbone.vocabulary_size
-    x, y, weights = benchmark_step.pairs(args, vocabulary)
+    x, y, weights = benchmark_step.pairs(args, causal_lm.backbone.vocabulary_size)
     if args.what == "stock":
         model, x = causal_lm, {name: x[name] for name in ("token_ids", "padding_mask")}
     else:
@@ -75,12 +74,18 @@ def make_step(args):
             causal_lm, preprocessor=None, rematerialize=args.rematerialize
         )
     model.compile(optimizer=keras.optimizers.Adam(1e-5))
-    return lambda: model.train_on_batch(x, y, weights), vocabulary
+    return lambda: model.train_on_batch(x, y, weights)
+
+
+def is_product(name):
+    """Whether an operation is a product of matrices."""
+    return bool(re.search(PRODUCT, name.split(" ")[0]))
 
 
 def part_of(name):
     """The part of a step that an operation's name belongs to."""
-    return next((part for part, pattern in PARTS.items() if re.search(pattern, name)), "the rest")
+    part = next((part for part, pattern in PARTS.items() if re.search(pattern, name)), REST)
+    return "head" if part == "embedding" and is_product(name) else part
 
 
 def instructions(folder):
@@ -135,7 +140,7 @@ def profile_tensorflow(step, folder):
     return seconds
 
 
-def profile_torch(step, vocabulary):
+def profile_torch(step):
     """Seconds by the layers that an operation ran in; in the backward pass, that of its forward."""
     import keras
     import torch
@@ -147,7 +152,7 @@ def profile_torch(step, vocabulary):
             return call(self, *args, **kwargs)
 
     keras.layers.Layer.__call__ = named
-    with torch.profiler.profile(record_shapes=True) as profile:
+    with torch.profiler.profile() as profile:
         step()
     keras.layers.Layer.__call__ = call
     paths, origins = {}, {}
@@ -161,15 +166,13 @@ def profile_torch(step, vocabulary):
         paths[event.id] = f"{before}/{event.name}"
     seconds = collections.Counter()
     for event in profile.events():
-        shapes = [shape for shape in event.input_shapes or () if shape]
-        mark = "on_vocabulary" if any(vocabulary in shape for shape in shapes) else ""
-        seconds[mark + paths[event.id]] += event.self_cpu_time_total / 1e6
+        seconds[paths[event.id]] += event.self_cpu_time_total / 1e6
     return seconds
 
 
 def work(args):
     """Profile in this process; prints JSON."""
-    step, vocabulary = make_step(args)
+    step = make_step(args)
     for _ in range(2):
         step()
     begin = time.perf_counter()
@@ -177,7 +180,7 @@ def work(args):
     wall = time.perf_counter() - begin
     with tempfile.TemporaryDirectory() as folder:
         if args.backend == "torch":
-            seconds = profile_torch(step, vocabulary)
+            seconds = profile_torch(step)
         elif args.backend == "jax":
             seconds = profile_jax(step, folder)
         else:
@@ -203,12 +206,12 @@ def main(args):
     found = json.loads(done.stdout.strip().splitlines()[-1])
     parts = collections.Counter()
     for name, seconds in found["seconds"].items():
-        parts[part_of(name), bool(re.search(PRODUCT, name.split(" ")[0]))] += seconds
+        parts[part_of(name), is_product(name)] += seconds
     total = sum(parts.values())
     print(f"{args.what}, {args.model}, {args.backend}: {found['wall']:.2f} s a step, ", end="")
     print(f"{total:.2f} s in operations; of these, % in matrix products, and in others:")
-    for part in (*PARTS, "the rest"):
-        shares = [100 * parts[part, is_product] / total for is_product in (True, False)]
+    for part in (*PARTS, "head", REST):
+        shares = [100 * parts[part, kind] / total for kind in (True, False)]
         print(f"| {part} | {shares[0]:.1f} | {shares[1]:.1f} |")
     for name, seconds in sorted(found["seconds"].items(), key=lambda item: -item[1])[: args.top]:
         print(f"{seconds:.3f} {part_of(name)}: {name}")
