@@ -6,8 +6,9 @@
 JAX and TensorFlow: what XLA runs says which layer it was made from (the `op_name` of each
 instruction of the compiled program), so the seconds of a trace are given to that layer. Fused
 instructions count where their root stands. PyTorch: the layer that an operation ran in, or in the
-backward pass, that of its forward one. Seconds are those of one step's operations, the sum over those
-that ran beside each other; host work is the rest of the step's wall time, none if that is less.
+backward pass, that of its forward one. Seconds are those of one step's operations, the sum over
+those that ran beside each other; host work is the rest of the step's wall time, none if that is
+less.
 """
 
 import collections
@@ -145,16 +146,19 @@ def profile_torch(step):
     import keras
     import torch
 
-    call = keras.layers.Layer.__call__
+    def named(method):
+        def run(self, *args, **kwargs):
+            with torch.profiler.record_function(self.name):
+                return method(self, *args, **kwargs)
 
-    def named(self, *args, **kwargs):
-        with torch.profiler.record_function(self.name):
-            return call(self, *args, **kwargs)
+        return run
 
-    keras.layers.Layer.__call__ = named
+    layer, optimizer = keras.layers.Layer, keras.optimizers.Adam
+    own = (layer.__call__, optimizer.apply)
+    layer.__call__, optimizer.apply = map(named, own)
     with torch.profiler.profile() as profile:
         step()
-    keras.layers.Layer.__call__ = call
+    layer.__call__, optimizer.apply = own
     paths, origins = {}, {}
     for event in profile.events():
         parent, number = event.cpu_parent, event.sequence_nr

@@ -301,6 +301,48 @@ def test_memory_counts_the_weights_of_real_shapes(monkeypatch):
         memory.estimate(memory.Arguments(model="gpt"))
     with pytest.raises(SystemExit, match=r"a multiple of --data-parallel\. Received: 8 and 3"):
         memory.estimate(memory.Arguments(data_parallel=3))
+    with pytest.raises(SystemExit, match=r"--base int8 does not train.*Received: all"):
+        memory.estimate(memory.Arguments(base="int8"))
+    lora, whole = memory.Arguments(trains="lora"), memory.estimate(memory.Arguments(trains="lora"))
+    eighth = memory.estimate(dataclasses.replace(lora, base="int8", rematerialize=True))
+    quarter = 0.75 * 4 * memory.SHAPES["gemma3_270m"].weights / memory.GIB
+    assert whole["weights"] - eighth["weights"] == pytest.approx(quarter)
+    assert eighth["activations"] < 0.2 * whole["activations"]
+    assert eighth["optimizer"] == whole["optimizer"]
+
+
+@pytest.mark.large
+@pytest.mark.parametrize("what", ["stock", "cc"])
+def test_the_profile_knows_the_parts(what, monkeypatch):
+    pytest.importorskip("tyro", reason="the examples parse their flags with tyro")
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    import profile_step
+
+    backend = keras.backend.backend()
+    small = {"batch_size": 2, "length": 32, "pivot_length": 16, "answer_length": 4}
+    monkeypatch.setattr("sys.argv", ["", "--model", "tiny", "--backend", backend, "--what", what]
+        + [f"--{k.replace('_', '-')}={v}" for k, v in small.items()])  # fmt: skip
+    parts = profile_step.main(profile_step.Arguments(model="tiny", backend=backend, what=what))
+    for part in ("attention", "feed-forward and norms"):
+        assert parts[part, True] > 0 and parts[part, False] > 0
+    assert parts["optimizer", False] > 0 and parts["head", True] > 0
+    assert (parts["gate", True] > 0) == (parts["transform", True] > 0) == (what == "cc")
+
+
+@pytest.mark.large
+def test_benchmark_epoch(monkeypatch):
+    pytest.importorskip("tyro", reason="the examples parse their flags with tyro")
+    pytest.importorskip("babel", reason="the CLDR set needs babel")
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
+    import benchmark_epoch
+
+    arguments = benchmark_epoch.Arguments(
+        model="tiny", backend=keras.backend.backend(), rows=24, max_length=160, turns=1, steps=3
+    )
+    found = benchmark_epoch.main(arguments)
+    assert found["KerasHub's fit"][0][0] > 0
 
 
 @pytest.mark.large
