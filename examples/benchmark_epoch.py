@@ -4,14 +4,14 @@
     python examples/benchmark_epoch.py --data ../shared/data --backend torch --turns 2
 
 The rows are CLDR's questions and, from a folder with `train/TASK/LANG.jsonl`, those of XNLI and
-XQuAD, as many of each, in Turkish, Hindi, Swahili and Russian where there are any. Rows of more than
-`--max-length` tokens are left out, and counted. An epoch is put together: how many batches of each
-shape it has, times the median of some steps of that shape, so compilation is not in it.
+XQuAD, as many of each, in Turkish, Hindi, Swahili and Russian where there are any. Rows of more
+than `--max-length` tokens are left out, and counted. An epoch is put together: how many batches of
+each shape it has, times the median of some steps of that shape, so compilation is not in it.
 
 - ours: the recipe's batches as `fit` makes them, rows of like length together, with the pivots.
 - KerasHub's `fit`: every batch padded to `--max-length`, logits at all positions, no pivots.
-- `trl`: `SFTTrainer` on the same rows without pivots, `packing=True`, on a Llama of `transformers` of
-  that shape; left out where it is not installed (`pip install trl`).
+- `trl`: `SFTTrainer` on the same rows without pivots, `packing=True`, on a Llama of `transformers`
+  of that shape; left out where it is not installed (`pip install trl`).
 """
 
 import collections

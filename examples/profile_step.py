@@ -160,7 +160,8 @@ def profile_torch(step):
         step()
     layer.__call__, optimizer.apply = own
     paths, origins = {}, {}
-    for event in profile.events():
+    events = list(profile.events() or ())
+    for event in events:
         parent, number = event.cpu_parent, event.sequence_nr
         before = paths.get(parent.id, "") if parent is not None else ""
         if event.name.startswith("autograd::engine::evaluate_function"):
@@ -169,7 +170,7 @@ def profile_torch(step):
             origins.setdefault(number, before)
         paths[event.id] = f"{before}/{event.name}"
     seconds = collections.Counter()
-    for event in profile.events():
+    for event in events:
         seconds[paths[event.id]] += event.self_cpu_time_total / 1e6
     return seconds
 

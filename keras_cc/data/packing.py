@@ -106,8 +106,7 @@ class Packing:
 
     def _grow(self, rows: list[list[int]], answers: np.ndarray, pivots: np.ndarray) -> None:
         """Widens the shape, where these rows need it."""
-        count = width_of(len(rows), least=1)
-        self.rows = max(self.rows, count + -count % self.multiple)
+        self.rows = max(self.rows, len(rows) + -len(rows) % self.multiple)
         longest = [max(int(sizes[pairs].sum()) for pairs in rows) for sizes in (answers, pivots)]
         self.answers = max(self.answers, window(longest[0], self.width))
         self.pivot_width = max(self.pivot_width, min(self.width, width_of(max(longest[1], 1))))
