@@ -17,7 +17,7 @@ import long_run
 import numpy as np
 import pytest
 import tiny
-from backend_tools import run_python
+from backend_tools import run_python, run_python_for_json
 
 from keras_cc import CCCausalLM, FusedConnection, distribution
 from keras_cc.data.batches import PreparedBatches
@@ -126,6 +126,52 @@ def test_processes_of_torch(tmp_path):
     ours, theirs = found(tmp_path, *both)
     assert ours == theirs
     assert_same(ours["parallel"], distributed.results())
+
+
+# ---------------------------------------------------------------- checkpoints of weights in parts
+
+ORBAX = """
+import json, sys
+import keras, numpy as np, tiny
+from keras_cc import CCCausalLM, FusedConnection, distribution
+
+folder, shape = sys.argv[1], [int(n) for n in sys.argv[2]]
+pairs = tiny.batch(4, prompt_lengths=(4, 3, 5, 4))
+
+def fit(model, **options):
+    return model.fit(pairs, batch_size=4, epochs=2, shuffle=False, verbose=0, **options).history
+
+mesh = keras.distribution.DeviceMesh(shape, ("batch", "model"))
+layout = distribution.layout_map("Llama3Backbone", mesh)
+with distribution.ModelParallel(layout_map=layout).scope():
+    if len(sys.argv) > 3:
+        keras.utils.set_random_seed(0)
+        model = CCCausalLM(tiny.causal_lm("llama3"), FusedConnection(dropout=0.0))
+        for number, layer in enumerate(model.connection_layers().values()):
+            tiny.fill(layer, number)
+        model.compile(keras.optimizers.Adam(0.01))
+        fit(model, callbacks=[keras.callbacks.OrbaxCheckpoint(folder)])
+    else:
+        model = keras.saving.load_model(folder)
+    kernel = model.causal_lm.backbone.transformer_layers[0]._feedforward_gate_dense.kernel
+    parts = {str(part.data.shape) for part in kernel.value.addressable_shards}
+    print(json.dumps({"parts": sorted(parts), "loss": fit(model)["loss"]}))
+"""
+
+
+@pytest.mark.large
+@pytest.mark.skipif(BACKEND != "jax", reason="a device mesh is of JAX")
+def test_orbax_keeps_parts_for_other_meshes(tmp_path, monkeypatch):
+    """What Keras' `OrbaxCheckpoint` wrote goes on as on the mesh that it was written on."""
+    pytest.importorskip("orbax.checkpoint", reason="needs orbax-checkpoint")
+    monkeypatch.setenv("XLA_FLAGS", on_cpus(4)["XLA_FLAGS"])
+    folder = tmp_path / "orbax"
+    written = run_python_for_json(ORBAX, folder, "22", "train", backend="jax")
+    assert written["parts"] == ["(8, 12)"]
+    for shape, part in {"22": "(8, 12)", "14": "(16, 6)", "41": "(4, 24)"}.items():
+        read = run_python_for_json(ORBAX, folder, shape, backend="jax")
+        assert read["parts"] == [part]
+        np.testing.assert_allclose(read["loss"], written["loss"], rtol=1e-5)
 
 
 # ---------------------------------------------------------------- how a batch is shared out

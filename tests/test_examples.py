@@ -346,6 +346,21 @@ def test_benchmark_epoch(monkeypatch):
     assert found["KerasHub's fit"][0][0] > 0
 
 
+@pytest.mark.once
+def test_simulate_input(monkeypatch):
+    pytest.importorskip("tyro", reason="the examples parse their flags with tyro")
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import simulate_input
+
+    arguments = simulate_input.Arguments(
+        model="tiny", pairs=2048, processes=4, batch_size=64, max_length=512
+    )
+    found = simulate_input.main(arguments)
+    assert [pairs for pairs, _, _ in found] == [*range(192, 2049, 192), 2048]
+    assert all(pace > 0 and memory > 0 for _, pace, memory in found)
+    assert len({simulate_input.word(number) for number in range(3000)}) == 3000
+
+
 @pytest.mark.large
 def test_benchmark(monkeypatch, tmp_path):
     pytest.importorskip("tyro", reason="the examples parse their flags with tyro")

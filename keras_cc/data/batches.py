@@ -25,6 +25,8 @@ from keras_cc.data.widths import MAX_SHAPES, Shape, Shapes
 
 #: Batches of rows that are sorted by length together. Beyond it, order stays as it was drawn.
 POOL = 64
+#: Rows of a stream whose names are kept, the newest.
+NAMED = 65_536
 #: Rows whose answers are looked for at a time, before any is tokenised.
 CHUNK = 4096
 
@@ -532,6 +534,9 @@ class PreparedBatches:
         else:
             ids = [row.get(self._id_column) for row in raw]
         self._ids.update({first_row + i: _name(v) for i, v in enumerate(ids) if v is not None})
+        # A stream has no end: names are asked for of rows that have just been trained on.
+        for number in list(itertools.islice(self._ids, max(0, len(self._ids) - NAMED))):
+            del self._ids[number]
 
     def describe(self, row_ids: Any) -> list[str]:
         """Names rows for a message: their id column, or `"row 17"` where there is none.

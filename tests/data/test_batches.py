@@ -360,6 +360,17 @@ def test_fit_trains_in_each_epochs_order():
     assert model.order() == [order[i : i + 3] for order in orders for i in (0, 3, 6)]
 
 
+def test_a_stream_keeps_the_names_of_its_newest_rows_alone(monkeypatch):
+    monkeypatch.setattr("keras_cc.data.batches.NAMED", 4)
+    rows = [{**ROWS[n % len(ROWS)], "id": f"r{n}"} for n in range(20)]
+    batches = PreparedBatches(lambda: iter(rows), prepare, 3)
+    for x, _, _ in batches:
+        numbers = x["row_ids"].tolist()
+        assert batches.describe(numbers) == [f"r{n}" for n in numbers]
+        assert len(batches._ids) <= 4
+    assert batches.describe([0]) == ["row 0"]
+
+
 def test_shuffle_leaves_streams_in_their_own_order():
     batches = PreparedBatches(Loader(ROWS), prepare, 3, shuffle=True, seed=0)
     assert [x["token_ids"][:, 0].tolist() for x, _, _ in batches] == [[0, 1, 2], [3, 4, 5], [6]]
