@@ -186,7 +186,7 @@ def test_every_pair_is_there_once_and_whole(pairs, width, multiple):
         )
         for i, (n, p) in enumerate(zip(lengths, pivots, strict=True))
     )  # fmt: skip
-    packed, labels, weights = Packing(width, multiple)((dict(x), y, weight))
+    packed, labels, weights = Packing(width, multiple)((dict(x), y, weight), str)
     rows = len(labels)
     assert rows % multiple == 0 and labels.shape == (rows, width)
     found = []
@@ -235,12 +235,15 @@ def test_text(tmp_path):
 
 
 def test_pairs_that_are_longer_than_a_row():
-    for width, what in ((11, r"tokens of a pair.*`pack` to 12.*pack=11, and 1 of 8"),
-                        (7, r"tokens of a pair.*`pack` to 12")):  # fmt: skip
-        with pytest.raises(ValueError, match=what):
-            Packing(width)(arrays())
-    with pytest.raises(ValueError, match=r"pivot tokens of a pair.*`pack` to 20 or more"):
-        Packing(12)(arrays(pivots=(4, 6, 0, 3, 20, 2, 5, 0)))
+    def packed(width, **lengths):
+        return list(PreparedBatches(arrays(**lengths), batch_size=8, packing=Packing(width)))
+
+    with pytest.raises(ValueError, match=r"row 2: 12 tokens.*pack=11, and 1 of the batch's 8 p"):
+        packed(11)
+    with pytest.raises(ValueError, match=r"row 2: 12 tokens.*pack=7, and 5 of the batch's 8"):
+        packed(7)
+    with pytest.raises(ValueError, match=r"row 4: 20 tokens, of the target or of the pivot.*=12"):
+        packed(12, pivots=(4, 6, 0, 3, 20, 2, 5, 0))
 
 
 @pytest.mark.parametrize("pack", [1, 0, -4, 2.5, "all", True])

@@ -213,7 +213,9 @@ class PreparedBatches:
             if done == self._count:
                 # Before the last batch leaves: who reads ahead may open the next pass already.
                 self._advance(start + done)
-            yield self.split.own(batch if self.packing is None else self.packing(batch))
+            if self.packing is not None:
+                batch = self.packing(batch, self.describe)
+            yield self.split.own(batch)
         if done == skipped:
             raise ValueError(
                 "Empty dataset: the source gave no batch"

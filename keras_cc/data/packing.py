@@ -1,5 +1,8 @@
 """Several short pairs of a batch in one row. Not public; `CCCausalLM.fit(pack=...)`."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 from keras_cc.data.prepared import PIVOT_KEYS, Batch, window
@@ -24,8 +27,8 @@ class Packing:
         multiple: int, batches have a multiple of so many rows.
 
     Returns:
-        From a call with `(x, y, sample_weight)` of `PreparedBatches`: the same in `(R, width)`, of
-        the pivots `(R, S)`, with these keys in x:
+        From a call with `(x, y, sample_weight)` of `PreparedBatches`, and its `describe`: the same
+        in `(R, width)`, of the pivots `(R, S)`, with these keys in x:
 
         - `segment_ids` `(R, width)` and `pivot_segment_ids` `(R, S)`, int32: 1 at the tokens of a
           row's first pair, 2 at those of its second, ...; 0 at padding.
@@ -35,7 +38,7 @@ class Packing:
         `row_ids` stays `(B,)`, a number for each pair.
 
     Raises:
-        ValueError: from a call, for a pair that is longer than a row.
+        ValueError: from a call, for a pair that is longer than a row, naming it.
     """
 
     def __init__(self, width: int, multiple: int = 1) -> None:
@@ -43,9 +46,19 @@ class Packing:
         self.rows = self.pivot_width = self.answers = 0
         self.token_count = self.padding_count = 0  # of targets and pivots, batch by batch
 
-    def __call__(self, batch: Batch) -> Batch:
+    def __call__(self, batch: Batch, describe: "Callable[[Any], list[str]]") -> Batch:
         x, y, sample_weight = batch
         real, real_pivot = (x[name] != 0 for name in ("padding_mask", "pivot_padding_mask"))
+        longest = np.maximum(real.sum(axis=1), real_pivot.sum(axis=1))
+        if longest.max() > self.width:
+            (name,) = describe(x["row_ids"][[longest.argmax()]])
+            raise ValueError(
+                f"{name}: {longest.max()} tokens, of the target or of the pivot, do not fit into a "
+                f"packed row: raise `pack` to as many or more, or lower the preprocessor's "
+                f"`max_length` and `pivot_max_length`. Received: pack={self.width}, and "
+                f"{np.count_nonzero(longest > self.width)} of the batch's {len(y)} pairs that are "
+                "longer"
+            )
         rows = self._rows(real.sum(axis=1), real_pivot.sum(axis=1))
         self._grow(rows, x["answer_mask"].sum(axis=1), real_pivot.sum(axis=1))
 
@@ -81,14 +94,6 @@ class Packing:
 
     def _rows(self, lengths: np.ndarray, pivots: np.ndarray) -> list[list[int]]:
         """The pairs of each row: the longest first, each into the first row that has room."""
-        for what, sizes in (("", lengths), ("pivot ", pivots)):
-            if sizes.max(initial=0) > self.width:
-                raise ValueError(
-                    f"The {what}tokens of a pair must fit into a packed row of `pack` tokens: "
-                    f"raise `pack` to {sizes.max()} or more, or lower the preprocessor's "
-                    f"`max_length` and `pivot_max_length`. Received: pack={self.width}, and "
-                    f"{np.count_nonzero(sizes > self.width)} of {len(sizes)} pairs that are longer"
-                )
         rows: list[list[int]] = []
         room: list[list[int]] = []
         for pair in np.argsort(-(lengths + pivots), kind="stable").tolist():

@@ -194,6 +194,7 @@ class PairedTrainer(keras.Model):
                 )
         optimizer = keras.optimizers.Adam(2e-5) if optimizer == "auto" else optimizer
         optimizer = keras.optimizers.get(optimizer)
+        surgery.let_gradients_through(self.causal_lm)  # it may have been quantised since
         if not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             is_half = self.causal_lm.backbone.compute_dtype == "float16"
             optimizer = keras.optimizers.LossScaleOptimizer(
