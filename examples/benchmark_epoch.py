@@ -16,6 +16,7 @@ each shape it has, times the median of some steps of that shape, so compilation 
 
 import collections
 import dataclasses
+import importlib
 import importlib.util
 import json
 import math
@@ -146,8 +147,8 @@ def trl(args):
     import datasets
     import tokenizers
     import transformers
-    from trl import SFTConfig, SFTTrainer
 
+    library = importlib.import_module("trl")  # whose names are lazy
     preprocessor, (rows, _) = prepared(args)
     packed = preprocessor.pack(rows)
     data = datasets.Dataset.from_list([{"input_ids": list(row.ids)} for row in packed])
@@ -165,13 +166,13 @@ def trl(args):
             times[-1] = time.perf_counter() - times[-1]
 
     with tempfile.TemporaryDirectory() as folder:
-        options = SFTConfig(
+        options = library.SFTConfig(
             output_dir=folder, packing=True, max_length=args.max_length, max_steps=args.steps,
             per_device_train_batch_size=args.batch_size, learning_rate=1e-5, use_cpu=True,
             report_to="none", save_strategy="no", gradient_checkpointing=False, bf16=False,
             dataloader_drop_last=True, disable_tqdm=True,
         )  # fmt: skip
-        trainer = SFTTrainer(
+        trainer = library.SFTTrainer(
             benchmark.hugging_face(args), options, train_dataset=data, processing_class=named,
             callbacks=[Clock()],
         )  # fmt: skip
