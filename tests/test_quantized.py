@@ -38,7 +38,7 @@ def trained(mode, family, connection, **options):
     return model, history["sft_loss"]
 
 
-@pytest.mark.parametrize("family", ["llama3", "qwen", "phi3"])
+@pytest.mark.parametrize("family", [pytest.param("qwen", marks=pytest.mark.large), "llama3"])
 @pytest.mark.parametrize("mode", ["int8", "int4"])
 def test_it_learns_as_the_float_model_does(mode, family):
     """Keras' quantised head alone has no gradient: then losses would stay where they were."""
