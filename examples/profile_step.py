@@ -3,12 +3,12 @@
     python examples/profile_step.py --model smollm2_135m --backend jax
     python examples/profile_step.py --model gemma3_270m --backend torch --what stock
 
-JAX and TensorFlow: what XLA runs says which layer it was made from (the `op_name` of each
-instruction of the compiled program), so the seconds of a trace are given to that layer. Fused
-instructions count where their root stands. PyTorch: the layer that an operation ran in, or in the
-backward pass, that of its forward one. Seconds are those of one step's operations, the sum over
-those that ran beside each other; host work is the rest of the step's wall time, none if that is
-less.
+JAX: what XLA runs says which layer it was made from (the `op_name` of each instruction of the
+compiled program), so the seconds of a trace are given to that layer. Fused instructions count where
+their root stands. TensorFlow: the names of the graph's nodes, which hold the layers'. PyTorch: the
+layer that an operation ran in, or in the backward pass, that of its forward one. Seconds are those
+of one step's operations, the sum over those that ran beside each other; host work is the rest of
+the step's wall time, none if that is less.
 """
 
 import collections

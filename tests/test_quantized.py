@@ -22,10 +22,7 @@ def trained(mode, family, connection, **options):
         causal_lm.backbone.quantize(mode)
     model = CCCausalLM(causal_lm, connection, **options)
     model.enable_lora(2)
-    for number, layer in enumerate(surgery.lora_layers(causal_lm).values()):
-        rng = np.random.default_rng(number)
-        for matrix in (layer.lora_kernel_a, layer.lora_kernel_b):
-            matrix.assign(rng.normal(0.0, 0.2, matrix.shape).astype("float32"))
+    tiny.fill_lora(surgery.lora_layers(causal_lm).values())
     for number, layer in enumerate(model.connection_layers().values()):
         tiny.fill(layer, 3 + number)
     fixed = [(v, np.array(v)) for v in model.variables if v.dtype == "int8"]

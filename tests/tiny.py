@@ -133,6 +133,14 @@ def fill(model, seed, scale=0.2):
         variable.assign(value.astype("float32"))
 
 
+def fill_lora(layers, scale=0.2):
+    """Draw the LoRA matrices of layers from NumPy seeds, so that backends agree."""
+    for number, layer in enumerate(layers):
+        rng = np.random.default_rng(number)
+        for matrix in (layer.lora_kernel_a, layer.lora_kernel_b):
+            matrix.assign(rng.normal(0.0, scale, matrix.shape).astype("float32"))
+
+
 def batch(rows=3, length=9, pivot_length=6, prompt_lengths=(4, 3, 5), seed=0):
     """A preprocessed batch `(x, y, sample_weight)`: padded pairs, the last row without pivot."""
     rng = np.random.default_rng(seed)

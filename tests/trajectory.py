@@ -10,7 +10,6 @@ import json
 import sys
 
 import keras
-import numpy as np
 import tiny
 
 from keras_cc import CCCausalLM, FusedConnection, recipes
@@ -47,10 +46,7 @@ def trajectory(name):
         model = CCCausalLM(causal_lm, FusedConnection(dropout=0.0, **options))
         if variant == "int8":
             model.enable_lora(2)
-            for number, layer in enumerate(surgery.lora_layers(causal_lm).values()):
-                rng = np.random.default_rng(number)
-                for matrix in (layer.lora_kernel_a, layer.lora_kernel_b):
-                    matrix.assign(rng.normal(0.0, 0.2, matrix.shape).astype("float32"))
+            tiny.fill_lora(surgery.lora_layers(causal_lm).values())
     for number, layer in enumerate(model.connection_layers().values()):
         tiny.fill(layer, 3 + number)
     model.compile(keras.optimizers.SGD(LEARNING_RATES.get(name, LEARNING_RATES.get(family, 0.02))))
