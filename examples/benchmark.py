@@ -7,7 +7,7 @@
 Each measurement is a process of its own; the two of a row are measured in turn, so that a drift of
 the machine's speed meets both, and a ratio is taken within each turn (median, lowest, highest). A
 row whose library is not there is left out, and said. The result lies in `--output`, as JSON too.
-SmolLM2 with `--turns 2` takes half an hour on 2 CPU cores.
+SmolLM2 with `--turns 2` takes HOURS on 2 CPU cores.
 
 Beside what `benchmark_step.py` measures:
 
@@ -16,6 +16,10 @@ Beside what `benchmark_step.py` measures:
 - `two_passes`: the scheme of CC-Tuning's authors as its paper describes it, in plain PyTorch: two
   whole passes with logits on both, one English activation added at the last prompt token. Written
   here for the comparison.
+- `devices`: the losses of one training on 1, 2 and 4 devices, as which JAX can count a CPU.
+- `growth`: steps of longer prompts (pivots half as long, 2 rows, blocks computed twice, so that it
+  fits) and of larger batches.
+- `epoch`: what `benchmark_epoch.py` measures, on the backend whose step was the fastest.
 """
 
 import dataclasses
@@ -40,6 +44,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 #: Shapes that are measured: those of `memory.py`, and one for trying the script.
 SHAPES = {**memory.SHAPES, "tiny": memory.Shape(512, 32, 2, 2, 1, 16, 64)}
 BACKENDS = ("jax", "tensorflow", "torch")
+DEVICES = (1, 2, 4)
 
 
 @dataclasses.dataclass
@@ -52,8 +57,12 @@ class Arguments(benchmark_step.Step):
     """Keras backends; those that are not installed are left out."""
     device: Literal["cpu", "gpu"] = "cpu"
     """cpu, or gpu: adds the large shapes."""
-    rows: tuple[str, ...] = ("stock", "transformers", "published", "merged", "pipeline", "growth")
+    rows: tuple[str, ...] = (
+        "stock", "transformers", "published", "merged", "pipeline", "growth", "devices", "epoch",
+    )  # fmt: skip
     """Which comparisons."""
+    data: pathlib.Path | None = None
+    """Folder with train/xnli and train/xquad for the epoch; without it, CLDR's rows alone."""
     output: pathlib.Path = pathlib.Path("runs/benchmark")
     """Folder of benchmark.json and benchmark.md."""
 
@@ -240,7 +249,38 @@ def large_shape(args):
     return {**found, "tokens_per_second": tokens / found["seconds"], "share": done / peak_flops}
 
 
+def on_devices(args):
+    """The losses of each step of one training, on 1, 2 and 4 devices."""
+    flag = f" --xla_force_host_platform_device_count={DEVICES[-1]}"
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + flag
+    import keras
+
+    import keras_cc
+
+    losses = {}
+    begin = time.perf_counter()
+    for count in DEVICES:
+        devices = keras.distribution.list_devices()[:count]
+        spread = keras.distribution.DataParallel(devices=devices, auto_shard_dataset=False)
+        keras.utils.set_random_seed(0)
+        with spread.scope():
+            connection = keras_cc.FusedConnection(dropout=0.0)
+            model = keras_cc.CCCausalLM(benchmark_step.make_model(args.model), connection)
+            model.compile(keras.optimizers.SGD(0.01))
+            size = model.causal_lm.backbone.vocabulary_size
+            x, y, weights = benchmark_step.pairs(args, size)
+            # Two steps are one batch and its half, which is filled up.
+            rows = [*range(args.batch_size), *range(args.batch_size // 2)]
+            batches = ({name: value[rows] for name, value in x.items()}, y[rows], weights[rows])
+            history = model.fit(
+                batches, batch_size=args.batch_size, epochs=2, shuffle=False, verbose=0
+            )
+        losses[count] = history.history["sft_loss"] + history.history["alignment_loss"]
+    return {"seconds": time.perf_counter() - begin, "gib": peak(), "losses": losses}
+
+
 WORKERS = {
+    "devices": on_devices,
     "large": large_shape,
     "transformers": transformers_step,
     "two_passes": two_passes_step,
@@ -259,9 +299,12 @@ def run(args, worker, backend, **changes):
     names = ("model", "batch_size", "length", "pivot_length", "answer_length", "steps")
     options = {name: getattr(args, name) for name in names} | changes
     command = [sys.executable, str(HERE / script), "--worker", worker]
-    for name, value in options.items():
-        command += [f"--{name.replace('_', '-')}", str(value)]
     environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONWARNINGS": "ignore"}
+    for name, value in options.items():
+        command += [f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value)])
+    if options.get("rematerialize"):  # which XLA undoes on a CPU otherwise
+        flag = " --xla_disable_hlo_passes=cse_barrier_expander"
+        environment["XLA_FLAGS"] = environment.get("XLA_FLAGS", "") + flag
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{worker} on {backend} failed:\n{done.stderr}")
@@ -290,28 +333,54 @@ def growth(args, backend):
     """Exponents of cost: of the step's time as prompts grow, and as the batch grows."""
     import numpy as np
 
+    lengths, batches = [128, 256, 512, 1024, 2048], [2, 4, 8]
+    series = {
+        "length": [
+            {"length": n, "pivot_length": n // 2, "batch_size": 2, "rematerialize": True}
+            for n in lengths
+        ],
+        "batch_size": [{"batch_size": n} for n in batches],
+    }
     found = {}
-    for name, values in {"length": (128, 256, 512), "batch_size": (2, 4, 8)}.items():
-        seconds = []
-        for value in values:
-            changes = {name: value} | ({"pivot_length": value // 2} if name == "length" else {})
-            seconds.append(run(args, "cc", backend, **changes)["seconds"])
+    for name, values in {"length": lengths, "batch_size": batches}.items():
+        steps = [run(args, "cc", backend, **changes) for changes in series[name]]
+        seconds = [step["seconds"] for step in steps]
         found[name] = {
             "values": values,
             "seconds": seconds,
+            "gib": [step["gib"] for step in steps],
             "exponent": float(np.polyfit(np.log(values), np.log(seconds), 1)[0]),
         }
     return found
+
+
+def apart(args):
+    """How far the losses of several devices are from those of one."""
+    losses = run(args, "devices", "jax")["losses"]
+    one = losses[str(DEVICES[0])]
+    return {
+        count: max(abs(a - b) for a, b in zip(one, losses[str(count)], strict=True))
+        for count in DEVICES[1:]
+    }
+
+
+def epoch(args, backend):
+    """The rows of `benchmark_epoch.py`."""
+    import benchmark_epoch
+
+    names = {field.name for field in dataclasses.fields(benchmark_epoch.Arguments)}
+    shared = {k: v for k, v in dataclasses.asdict(args).items() if k in names - {"rows"}}
+    return benchmark_epoch.measured(benchmark_epoch.Arguments(**shared, backend=backend))
 
 
 def there(name):
     return importlib.util.find_spec(name) is not None
 
 
-def measured(found, backend):
-    """Seconds of the connected step on a backend, where they are known by now."""
-    row = found.get(f"KerasHub's fit, {backend}")
-    return 0.0 if row is None else row["seconds"]["ours"]
+def fastest(backends, found):
+    """The backend whose connected step took the least, of those that were measured."""
+    none = {"seconds": {"ours": 0}}
+    return min(backends, key=lambda b: found.get(f"KerasHub's fit, {b}", none)["seconds"]["ours"])
 
 
 def comparisons(args, backends, found):
@@ -324,12 +393,7 @@ def comparisons(args, backends, found):
                 in_turn(args, ("cc", backend), ("stock", backend)),
             )
     if "transformers" in args.rows and there("transformers") and there("torch"):
-        best = min(
-            backends,
-            key=lambda b: found.get(f"KerasHub's fit, {b}", {"seconds": {"ours": 0}})["seconds"][
-                "ours"
-            ],
-        )
+        best = fastest(backends, found)
         yield (
             f"connected step, {best}",
             "transformers, plain step",
@@ -385,6 +449,8 @@ def main(args):
             cells.append(f"{f['ours']:.3g} / {f['theirs']:.3g}")
         lines.append("| " + " | ".join(cells) + " |")
     grows = growth(args, backends[0]) if "growth" in args.rows else {}
+    differences = apart(args) if "devices" in args.rows and "jax" in backends else {}
+    epochs, record = epoch(args, fastest(backends, found)) if "epoch" in args.rows else ([], {})
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     text = (
         f"{args.model}, batch {args.batch_size}, {args.length} + {args.pivot_length} tokens, "
@@ -394,6 +460,10 @@ def main(args):
     )
     for name, one in grows.items():
         text += f"\nTime grows with {name} {one['values']} to the power {one['exponent']:.2f}.\n"
+    for count, difference in differences.items():
+        text += f"\nLosses on {count} devices are those on one to {difference:.1e}.\n"
+    if epochs:
+        text += "\n" + "\n".join(epochs) + "\n"
     for name, one in large.items():
         text += (
             f"\n{name}, mixed bfloat16: {one['tokens_per_second']:,.0f} tokens a second, "
@@ -401,7 +471,10 @@ def main(args):
         )
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "benchmark.md").write_text(text, encoding="utf-8")
-    record = {"machine": machine, "rows": found, "growth": grows, "large": large}
+    record = {
+        "machine": machine, "rows": found, "growth": grows, "devices": differences,
+        "epoch": record, "large": large,
+    }  # fmt: skip
     record["settings"] = {k: str(v) for k, v in dataclasses.asdict(args).items()}
     (args.output / "benchmark.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
     print(text)

@@ -39,7 +39,7 @@ LANGUAGES = ("tr", "hi", "sw", "ru")
 class Arguments(benchmark_step.Step):
     """What to measure."""
 
-    model: Literal["smollm2_135m", "tiny"] = "smollm2_135m"
+    model: Literal["gemma3_270m", "smollm2_135m", "tiny"] = "smollm2_135m"
     """Which model; `tiny` is random and for trying the script."""
     backend: Literal["tensorflow", "jax", "torch"] = "jax"
     """Keras backend."""
@@ -200,11 +200,11 @@ def run(args, worker, script=__file__, **changes):
     return found
 
 
-def main(args):
-    """Measure all in turn, print the table's rows."""
+def measured(args):
+    """Measure all in turn: the table's rows, and the figures of each turn."""
     batches = math.ceil(args.rows / args.batch_size)
     script = benchmark.HERE / "benchmark_step.py"
-    ratios = collections.defaultdict(list)
+    turns = collections.defaultdict(list)
     for _ in range(args.turns):
         own = run(args, "ours")
         step = run(args, "stock", script, length=args.max_length)
@@ -212,15 +212,23 @@ def main(args):
         if importlib.util.find_spec("trl"):
             others["TRL, packing"] = run(args, "trl")["seconds"]
         for name, seconds in others.items():
-            ratios[name].append((own["seconds"] / seconds, own["seconds"], seconds))
-    print(f"{own['rows']} rows, {own['mean_tokens']:.0f} tokens a prompt, {own['padding']}")
-    for name, found in ratios.items():
-        shares = [ratio for ratio, _, _ in found]
-        print(
-            f"| an epoch, {args.recipe}, {args.backend} | {name} | {statistics.median(shares):.2f} "
-            f"({min(shares):.2f} to {max(shares):.2f}) | {found[-1][1]:.0f} / {found[-1][2]:.0f} |"
+            turns[name].append({"ours": own["seconds"], "theirs": seconds})
+    lines = [f"{own['rows']} rows, {own['mean_tokens']:.0f} tokens a prompt, {own['padding']}"]
+    for name, found in turns.items():
+        ratios = [turn["ours"] / turn["theirs"] for turn in found]
+        lines.append(
+            f"| an epoch, {args.recipe}, {args.backend} | {name} | {statistics.median(ratios):.2f} "
+            f"({min(ratios):.2f} to {max(ratios):.2f}) | "
+            f"{found[-1]['ours']:.0f} / {found[-1]['theirs']:.0f} |"
         )
-    return dict(ratios)
+    return lines, dict(turns)
+
+
+def main(args):
+    """Measure all, print the table's rows."""
+    lines, turns = measured(args)
+    print("\n".join(lines))
+    return turns
 
 
 WORKERS = {"ours": ours, "trl": trl}

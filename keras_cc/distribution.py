@@ -159,6 +159,27 @@ class ModelParallel(keras.distribution.ModelParallel):
         return keras.distribution.TensorLayout(axes, self.device_mesh)
 
 
+def shared_out(inputs: dict[str, Any]) -> dict[str, Any]:
+    """A batch whose rows lie on the devices that share it out, so that each computes its own.
+
+    Args:
+        inputs: dict of arrays `(B, ...)`.
+
+    Returns:
+        The same values, on the mesh of Keras' distribution. As they came where there is none, where
+        its replicas do not divide `B`, and where several processes hold the mesh.
+    """
+    spread = keras.distribution.distribution()
+    if spread is None or keras.backend.backend() != "jax" or spread.num_processes > 1:
+        return inputs
+    if any(len(value) % spread.num_model_replicas for value in inputs.values()):
+        return inputs
+    return {
+        name: keras.distribution.distribute_tensor(value, spread.get_data_layout(value.shape))
+        for name, value in inputs.items()
+    }
+
+
 def _class_of(backbone: Any) -> type:
     return backbone if isinstance(backbone, type) else type(backbone)
 

@@ -75,6 +75,19 @@ def results(fit_transform=False, generates=False):
     return found
 
 
+def is_shared_out():
+    """Whether the rows of a compiled function are shared out among the devices."""
+    import keras
+    import numpy as np
+
+    from keras_cc.distribution import shared_out
+
+    rows = 2 * len(keras.distribution.list_devices())
+    x = shared_out({"rows": np.zeros((rows, 3))})["rows"]
+    kept = shared_out({"rows": np.zeros((rows + 1, 3))})["rows"]
+    return isinstance(kept, np.ndarray) and not x.sharding.is_fully_replicated
+
+
 class Interrupt(Exception):
     """Ends a training in its midst."""
 
@@ -126,6 +139,7 @@ def of_jax(names):
             distribution = keras_cc.distribution.ModelParallel(layout_map=layout)
         with distribution.scope():
             found[name] = results(True, True)
+            found[f"{name} shared out"] = is_shared_out()
             found[f"{name} resumed"] = resumed(found[name]["plain"]["weights"])
             if name != "data":
                 found[f"{name} layouts"] = {

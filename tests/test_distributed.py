@@ -85,6 +85,7 @@ def check_jax(folder, count, names):
 @pytest.mark.skipif(BACKEND != "jax", reason="keras.distribution is of JAX")
 def test_devices_of_jax(tmp_path):
     of = check_jax(tmp_path, 4, ["data", "2x2"])
+    assert of["data shared out"] and of["2x2 shared out"]
     layouts = of["2x2 layouts"]
     assert layouts["cc_feed_forward_1/decision_gate/kernel"] == ["batch", "model"]
     assert layouts["cc_feed_forward_0/transform_matrix/delta"] == ["batch", "model"]

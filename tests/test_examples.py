@@ -343,17 +343,19 @@ def test_benchmark_epoch(monkeypatch):
         model="tiny", backend=keras.backend.backend(), rows=24, max_length=160, turns=1, steps=3
     )
     found = benchmark_epoch.main(arguments)
-    assert found["KerasHub's fit"][0][0] > 0
+    assert found["KerasHub's fit"][0]["ours"] > 0
 
 
 @pytest.mark.once
-def test_simulate_input(monkeypatch):
+@pytest.mark.parametrize("tokenized", [False, True])
+def test_simulate_input(monkeypatch, tokenized):
     pytest.importorskip("tyro", reason="the examples parse their flags with tyro")
+    pytest.importorskip("grain", reason="tokenised rows are read with grain")
     monkeypatch.syspath_prepend(str(EXAMPLES))
     import simulate_input
 
     arguments = simulate_input.Arguments(
-        model="tiny", pairs=2048, processes=4, batch_size=64, max_length=512
+        model="tiny", pairs=2048, processes=4, batch_size=64, max_length=512, tokenized=tokenized
     )
     found = simulate_input.main(arguments)
     assert [pairs for pairs, _, _ in found] == [*range(192, 2049, 192), 2048]
@@ -377,6 +379,9 @@ def test_benchmark(monkeypatch, tmp_path):
         assert row["seconds"]["lowest"] > 0 and row["gib"]["ours"] > 0
     assert json.loads((tmp_path / "benchmark.json").read_text()) == json.loads(json.dumps(record))
     assert f"KerasHub's fit, {backend}" in (tmp_path / "benchmark.md").read_text()
+    if backend == "jax":
+        apart = benchmark.apart(arguments)
+        assert apart.keys() == {2, 4} and max(apart.values()) < 1e-5
     large = benchmark.run(arguments, "large", backend)
     assert large["tokens_per_second"] > 0 and large["share"] > 0
     if shutil.which("nvidia-smi") is None:

@@ -2,13 +2,15 @@ import keras
 from keras import ops
 
 from keras_cc.backbones import surgery
+from keras_cc.distribution import shared_out
 
 
 class Compiled(keras.Model):
     """A function of a model's inputs, compiled once on every backend.
 
     Keras compiles a model's `predict_on_batch`; wrapping a function as the `call` of one gives
-    the same on all backends, weights passed in and not burnt in.
+    the same on all backends, weights passed in and not burnt in. On several devices of JAX, each
+    computes its part of the rows.
 
     Args:
         model: the `keras.Model` whose weights `function` reads.
@@ -34,5 +36,5 @@ class Compiled(keras.Model):
 
     def run(self, inputs):
         """The function's outputs for a dict of arrays, as NumPy arrays."""
-        outputs = self.predict_on_batch(inputs)
+        outputs = self.predict_on_batch(shared_out(inputs))
         return {name: ops.convert_to_numpy(value) for name, value in outputs.items()}

@@ -8,6 +8,8 @@ from keras_cc.data.cross_lingual import cross_lingual_rows
 from keras_cc.data.invented import invented_rows
 from keras_cc.data.lexicon import load_lexicon
 from keras_cc.data.readers import load_jsonl
+from keras_cc.data.tokenized import TokenizedRows
+from keras_cc.data.tokenizing import tokenize
 from keras_cc.data.translation import augment_with_translation
 
 # These need packages that the rest of the library does not: imported when they are first used.
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Audit",
+    "TokenizedRows",
     "audit",
     "augment_with_translation",
     "cldr_report",
@@ -28,6 +31,7 @@ __all__ = [
     "invented_rows",
     "load_jsonl",
     "load_lexicon",
+    "tokenize",
 ]
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from keras_cc.data import columns, pairs, prepared, sources
 from keras_cc.data.packing import Packing
-from keras_cc.data.prepared import Batch
+from keras_cc.data.prepared import Batch, PackedRows
 from keras_cc.data.splitting import WHOLE, Split
 from keras_cc.data.widths import MAX_SHAPES, Shape, Shapes
 
@@ -37,10 +37,10 @@ class PreparedBatches:
     Args:
         source: one of
             a list of row dicts; a dict of columns; a tuple `(x, y, sample_weight)` of arrays, as
-            `CCPreprocessor` returns; a `tf.data.Dataset`, `grain` dataset or `DataLoader`, torch
-            `DataLoader`, `keras.utils.PyDataset`, generator or any iterable of rows, of batches
-            (dicts of columns, lists of rows) or of preprocessed tuples; a function that returns
-            such an iterator.
+            `CCPreprocessor` returns; `TokenizedRows`; a `tf.data.Dataset`, `grain` dataset or
+            `DataLoader`, torch `DataLoader`, `keras.utils.PyDataset`, generator or any iterable of
+            rows, of batches (dicts of columns, lists of rows) or of preprocessed tuples; a function
+            that returns such an iterator.
         prepare: callable, raw batch -> `(x, y, sample_weight)`: a `CCPreprocessor`. `None` where
             the source is preprocessed.
         batch_size: int. Rows a batch, 32 by default. Applies where the source gives rows; where
@@ -144,6 +144,7 @@ class PreparedBatches:
         self.split, self.packing = split, packing
         self.step = self.first_step = int(step)
         self._source = sources.make_source(source, batch_size)
+        self._source.check(prepare)
         self._seed, self._given_seed, self._shuffle = None, seed, bool(shuffle)
         if shuffle and self._source.shuffles:
             # NumPy's global generator, which `keras.utils.set_random_seed` seeds.
@@ -339,6 +340,8 @@ class PreparedBatches:
         source = self._source
         if self.answers == "any" or not isinstance(source, sources.IndexedSource):
             return 0
+        if source.is_answered:
+            return 0
         found: list[int] = []
         for start in range(0, source.size, CHUNK):
             numbers = np.arange(start, min(start + CHUNK, source.size))
@@ -358,7 +361,7 @@ class PreparedBatches:
             lacking = numbers[self._lacks_answers(source.take(numbers))]
             if len(lacking):
                 self._check_text(raw := source.take(lacking))
-                yield self.prepare.pack(raw)
+                yield self._packed(raw)
 
     def _check_text(self, raw: Any) -> None:
         if columns.is_prepared(raw):
@@ -371,6 +374,8 @@ class PreparedBatches:
     def _lacks_answers(self, raw: Any) -> np.ndarray:
         if columns.is_prepared(raw):
             return prepared.unanswered(prepared.checked(raw)[0])
+        if isinstance(raw, PackedRows):
+            return np.array([row.is_unanswered for row in raw])
         name = getattr(self.prepare, "output_column", "output")
         if isinstance(raw, dict):
             size = len(next(iter(raw.values())))
@@ -404,7 +409,7 @@ class PreparedBatches:
         whole = len(order) - len(order) % size
         for start in range(0, whole, POOL * size):
             pool = order[start : min(start + POOL * size, whole)]
-            rows = self.prepare.pack(source.take(pool))
+            rows = self._packed(source.take(pool))
             # By the target's width alone, and stable: what is alike in more than that (an answer's
             # length, a language) stays mixed, as training needs it.
             widths = [self._shape([row]).target for row in rows]
@@ -414,7 +419,7 @@ class PreparedBatches:
                 random = np.random.default_rng([self._seed, pass_index, start])
                 batches = random.permutation(batches)
             for places in batches:
-                yield _Packed(rows[i] for i in places), pool[places]
+                yield PackedRows(rows[i] for i in places), pool[places]
         if whole < len(order):
             yield source.take(order[whole:]), order[whole:]
 
@@ -489,10 +494,11 @@ class PreparedBatches:
                 "The data is raw text, and there is no preprocessor to prepare it: build the model "
                 f"with a CCPreprocessor. Received: {columns.describe(raw)}"
             )
-        if not self._packs and self.own_answers is None:
+        is_packed = isinstance(raw, PackedRows)
+        if not self._packs and self.own_answers is None and not is_packed:
             x, y, sample_weight = self.prepare(raw)
             return dict(x), y, sample_weight
-        rows, is_own = raw if isinstance(raw, _Packed) else self.prepare.pack(raw), None
+        rows, is_own = self._packed(raw), None
         if self.own_answers is not None:
             rows, is_own = self.own_answers.give(rows)
         x, y, sample_weight = self._padded(rows) if self._packs else self.prepare.pad(rows)
@@ -500,6 +506,9 @@ class PreparedBatches:
             x["own_answer"] = is_own.astype("int32")
             sample_weight[is_own] = 0.0
         return x, y, sample_weight
+
+    def _packed(self, raw: Any) -> PackedRows:
+        return raw if isinstance(raw, PackedRows) else self.prepare.pack(raw)
 
     # --- widths ---
 
@@ -529,12 +538,7 @@ class PreparedBatches:
     # --- names of rows ---
 
     def _remember_ids(self, raw: Any, first_row: int) -> None:
-        if isinstance(raw, dict):
-            ids = raw.get(self._id_column, ())
-        elif columns.is_prepared(raw):
-            ids = ()
-        else:
-            ids = [row.get(self._id_column) for row in raw]
+        ids = pairs.ids_of(raw, self._id_column)
         self._ids.update({first_row + i: _name(v) for i, v in enumerate(ids) if v is not None})
         # A stream has no end: names are asked for of rows that have just been trained on.
         for number in list(itertools.islice(self._ids, max(0, len(self._ids) - NAMED))):
@@ -559,10 +563,6 @@ class PreparedBatches:
                 value = value[0] if isinstance(value, list) and value else value
             names.append(f"row {number}" if value is None else _name(value))
         return names
-
-
-class _Packed(list):
-    """Rows that `prepare` has packed already."""
 
 
 def _name(value: Any) -> str:

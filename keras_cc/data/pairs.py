@@ -7,7 +7,7 @@ with a pivot is one to all of them. Columns are those of `to_columns`.
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from keras_cc.data.columns import describe, is_missing, plain_text
+from keras_cc.data.columns import describe, is_missing, is_prepared, plain_text
 from keras_cc.data.languages import is_language
 
 #: The arguments that name the columns of a row, of `CCPreprocessor` and of whatever reads rows.
@@ -50,6 +50,13 @@ def columns_of(preprocessor: Any) -> dict[str, str]:
 def row_names(columns: Mapping[str, Any], id_column: str, size: int) -> list[str]:
     """Gives each row the name that messages call it by."""
     return [_name(i, plain_id(v)) for i, v in enumerate(columns.get(id_column, [None] * size))]
+
+
+def ids_of(raw: Any, id_column: str) -> list[Any]:
+    """The values of a raw batch's id column, of text or arrays; `[]` where it has none."""
+    if isinstance(raw, Mapping):
+        return list(raw.get(id_column, ()))
+    return [] if is_prepared(raw) else [row.get(id_column) for row in raw]
 
 
 def plain_id(value: Any) -> Any:

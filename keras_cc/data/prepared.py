@@ -1,6 +1,6 @@
-"""What a preprocessed batch `(x, y, sample_weight)` holds, read from its arrays. Not public."""
+"""What rows are as ids, and what a preprocessed batch `(x, y, sample_weight)` holds. Not public."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -9,6 +9,24 @@ Batch = tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]
 TARGET_KEYS = ("token_ids", "padding_mask", "answer_mask")
 PIVOT_KEYS = ("pivot_token_ids", "pivot_padding_mask")
 MIN_ANSWER_WINDOW = 4
+
+
+class PackedRow(NamedTuple):
+    """A row as ids, not padded yet."""
+
+    ids: list[int]
+    prompt_length: int  # of them, the start token included
+    is_cut: bool  # whether the prompt lost tokens
+    pivot: list[int]  # empty: a row without a pivot
+
+    @property
+    def is_unanswered(self) -> bool:
+        """Whether it is a pair of prompts without an answer."""
+        return self.prompt_length == len(self.ids)
+
+
+class PackedRows(list[PackedRow]):
+    """A raw batch of rows that are packed already."""
 
 
 def answer_positions(answer_mask: np.ndarray, width: int | None = None) -> np.ndarray:

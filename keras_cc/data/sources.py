@@ -15,6 +15,7 @@ import keras
 import numpy as np
 
 from keras_cc.data.columns import describe, is_prepared, is_row, is_scalar, to_host
+from keras_cc.data.tokenized import TokenizedRows
 
 INFINITE = math.inf
 DEFAULT_BATCH_SIZE = 32
@@ -47,11 +48,15 @@ class Source:
         """Returns row `index`, where rows can be picked by number."""
         return None
 
+    def check(self, prepare: Any) -> None:
+        """Refuses rows that this `CCPreprocessor`, or None, did not make as they are."""
+
 
 class IndexedSource(Source):
     """Rows that can be picked by number: `take(indices)` returns them as one raw batch."""
 
     shuffles = True
+    is_answered = False  # whether it is known that each row has an answer
 
     def __init__(
         self, size: int, take: Callable[[np.ndarray], Any], batch_size: int, is_text: bool = True
@@ -76,6 +81,21 @@ class IndexedSource(Source):
     def row(self, index: int) -> "Mapping[str, Any] | list[Any] | None":
         batch = self.take(np.array([index]))
         return None if is_prepared(batch) else batch
+
+
+class TokenizedSource(IndexedSource):
+    """Rows that were tokenised before: a raw batch of them is `PackedRows`."""
+
+    def __init__(self, rows: TokenizedRows, batch_size: int) -> None:
+        super().__init__(len(rows), rows.take, batch_size)
+        self._rows = rows
+        self.is_answered = not rows.unanswered
+
+    def row(self, index: int) -> dict[str, Any]:
+        return {self._rows.facts["id_column"]: self._rows.id(index)}
+
+    def check(self, prepare: Any) -> None:
+        self._rows.check(prepare)
 
 
 class StreamSource(Source):
@@ -137,6 +157,8 @@ def make_source(source: Any, batch_size: int | None = None) -> Source:
     tf = sys.modules.get("tensorflow")
     if isinstance(source, Source):
         return source
+    if isinstance(source, TokenizedRows):
+        return TokenizedSource(source, size)
     if isinstance(source, str | bytes):
         raise TypeError(f"Data must be rows, not a string. Received: {describe(source)}")
     if _is_of(source, "datasets", "DatasetDict", "IterableDatasetDict"):
@@ -177,8 +199,9 @@ def make_source(source: Any, batch_size: int | None = None) -> Source:
         return StreamSource(cast(Any, source), size)
     raise TypeError(
         "Data must be a list of row dicts, a dict of columns, (x, y, sample_weight), a "
-        "DataFrame, a datasets.Dataset, a tf.data.Dataset, a grain dataset, a torch DataLoader, "
-        "a keras.utils.PyDataset, an iterable, or a function that returns an iterator. "
+        "DataFrame, TokenizedRows, a datasets.Dataset, a tf.data.Dataset, a grain dataset, a "
+        "torch DataLoader, a keras.utils.PyDataset, an iterable, or a function that returns an "
+        "iterator. "
         f"Received: {describe(source)}"
     )
 

@@ -11,7 +11,7 @@ Notable choices:
 
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
@@ -19,18 +19,10 @@ import numpy as np
 from keras_cc import options
 from keras_cc.data import pairs
 from keras_cc.data.columns import plain_text, to_columns
+from keras_cc.data.prepared import PackedRow
 from keras_cc.data.widths import ladder, rung
 from keras_cc.preprocessing import templates
 from keras_cc.preprocessing.template_tokenizer import TemplateTokenizer
-
-
-class PackedRow(NamedTuple):
-    """A row as ids, not padded yet."""
-
-    ids: list[int]
-    prompt_length: int  # of them, the start token included
-    is_cut: bool  # whether the prompt lost tokens
-    pivot: list[int]  # empty: a row without a pivot
 
 
 @keras.saving.register_keras_serializable(package="keras_cc")
