@@ -5,8 +5,8 @@
 
 The rows are CLDR's questions and, from a folder with `train/TASK/LANG.jsonl`, those of XNLI and
 XQuAD, as many of each, in Turkish, Hindi, Swahili and Russian where there are any. Rows of more
-than `--max-length` tokens are left out, and counted. An epoch is put together: how many batches of
-each shape it has, times the median of some steps of that shape, so compilation is not in it.
+than `--max-length` tokens are left out, and counted. An epoch is put together of the steps of some
+of its batches, evenly spaced in the order of their size, so compilation is not in it.
 
 - ours: the recipe's batches as `fit` makes them, rows of like length together, with the pivots.
 - KerasHub's `fit`: every batch padded to `--max-length`, logits at all positions, no pivots.
@@ -49,6 +49,8 @@ class Arguments(benchmark_step.Step):
     """Folder with train/xnli and train/xquad; without it, CLDR's rows alone."""
     rows: int = 480
     """Rows of the epoch."""
+    sample: int = 12
+    """Batches of the epoch that are trained on, to know what all take."""
     max_length: int = 384
     """Tokens of the longest row, and the width of KerasHub's and TRL's rows."""
 
@@ -102,21 +104,22 @@ def prepared(args):
     return preprocessor, real_rows(args, preprocessor)
 
 
+def size(batch):
+    """Tokens of the targets, the pivots and the answers' positions."""
+    x, y, _ = batch
+    return y.size, x["pivot_token_ids"].size, x["answer_positions"].size
+
+
 def ours(args):
-    """Seconds of an epoch of a recipe, from its shapes."""
+    """Seconds of an epoch of a recipe, from a sample of its batches."""
     import keras
     import numpy as np
 
     import keras_cc
+    from keras_cc.data import widths
     from keras_cc.data.batches import PreparedBatches
 
     preprocessor, (rows, too_long) = prepared(args)
-    batches = PreparedBatches(rows, preprocessor, args.batch_size, shuffle=True, seed=0, group=True)
-    counts, examples = collections.Counter(), {}
-    for x, y, weights in batches:
-        shapes = (y.shape, x["pivot_token_ids"].shape[1], x["answer_positions"].shape[1])
-        counts[shapes] += 1
-        examples[shapes] = (x, y, weights)
     keras.utils.set_random_seed(0)
     if args.model == "tiny":
         import tiny
@@ -126,19 +129,32 @@ def ours(args):
         causal_lm = benchmark_step.make_model(args.model)
     model = keras_cc.recipes.get(args.recipe).model(causal_lm, preprocessor=None)
     model.compile(keras.optimizers.Adam(1e-5))
-    seconds = 0.0
-    for shapes, (x, y, weights) in sorted(examples.items(), key=lambda item: item[0]):
-        found = []
-        for _ in range(args.steps):
-            begin = time.perf_counter()
-            float(np.asarray(model.train_on_batch(x, y, weights)[0]))
-            found.append(time.perf_counter() - begin)
-        seconds += counts[shapes] * statistics.median(found[2:])
-        print(f"{counts[shapes]} batches of {shapes}", file=sys.stderr)
+    source = PreparedBatches(
+        rows, preprocessor, args.batch_size, shuffle=True, seed=0, group=True,
+        most_shapes=widths.MAX_SHAPES if model.jit_compile else None,
+    )  # fmt: skip
+    batches = sorted(source, key=size)
+    sample = {round(n) for n in np.linspace(0, len(batches) - 1, min(args.sample, len(batches)))}
+    sample = [batches[place] for place in sorted(sample)]
+
+    def step(batch):
+        x, y, weights = batch
+        return float(np.asarray(model.train_on_batch(x, y, weights)[0]))
+
+    # What is compiled, or traced, is so before it is timed.
+    new = {size(batch): batch for batch in sample}.values()
+    for batch in new if model.jit_compile else (sample[0], sample[-1]):
+        step(batch)
+    found = []
+    for batch in sample:
+        begin = time.perf_counter()
+        step(batch)
+        found.append(time.perf_counter() - begin)
+    seconds = len(batches) * statistics.mean(found)
     tokens = sum(len(ids) for ids in preprocessor.prompt_ids([r["instruction"] for r in rows]))
     return {
         "seconds": seconds, "gib": benchmark.peak(), "rows": len(rows), "too_long": too_long,
-        "padding": batches.padding_share(), "mean_tokens": tokens / len(rows),
+        "padding": source.padding_share(), "mean_tokens": tokens / len(rows),
     }  # fmt: skip
 
 

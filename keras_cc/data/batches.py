@@ -53,7 +53,8 @@ class PreparedBatches:
             pass, and rows that do not fill a batch come last, as without it.
         seed: int. Seed of the orders. `None` draws one from NumPy's generator, which
             `keras.utils.set_random_seed` seeds.
-        most_shapes: int. How many shapes batches of text come in, see there.
+        most_shapes: int. How many shapes batches of text come in, see there. None: as many as
+            there are, in widths of the multiples of 8; where shapes are not compiled.
         accumulate: int. The optimizer's `gradient_accumulation_steps`.
         alternate: bool. Whether optimizer steps take turns between the task and the objectives
             that alternate with it.
@@ -120,7 +121,7 @@ class PreparedBatches:
         shuffle: bool = False,
         seed: int | None = None,
         group: bool = False,
-        most_shapes: int = MAX_SHAPES,
+        most_shapes: int | None = MAX_SHAPES,
         accumulate: int | None = 1,
         alternate: bool = False,
         align_all: bool = False,
@@ -152,6 +153,7 @@ class PreparedBatches:
         self._packs = getattr(prepare, "padding", None) == "longest"
         self._groups = group and self._packs and self._source.is_text
         self._shapes = Shapes(most_shapes)
+        self._is_fine = most_shapes is None
         self.token_count = self.padding_count = 0  # of targets and pivots, batch by batch
         self.row_count = self.unanswered_count = 0  # so far, batch by batch
         self._id_column = getattr(prepare, "id_column", "id")
@@ -519,7 +521,7 @@ class PreparedBatches:
         return x, y, sample_weight
 
     def _shape(self, rows: Any) -> Shape:
-        target, pivot = self.prepare.widths_of(rows)
+        target, pivot = self.prepare.widths_of(rows, self._is_fine)
         span = max(len(row.ids) - row.prompt_length for row in rows)
         return Shape(target, pivot, prepared.window(span, target))
 

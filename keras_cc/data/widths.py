@@ -1,4 +1,4 @@
-"""How wide a batch is padded: few widths, so that few shapes are compiled. Not public."""
+"""How wide a batch is padded: few widths where each shape is compiled. Not public."""
 
 import bisect
 import collections
@@ -11,6 +11,8 @@ from typing import NamedTuple
 MIN_WIDTH = 16
 #: Shapes that a source's batches take before those that are there are used again; see `Shapes`.
 MAX_SHAPES = 4
+#: Widths are multiples of it where shapes are not compiled, and cost nothing.
+FINE = 8
 #: Training steps that a shape must serve: to compile it takes as long as ten to twenty of them.
 STEPS_PER_SHAPE = 40
 
@@ -42,6 +44,11 @@ def ladder(most: int, widths: Sequence[int] | None = None) -> tuple[int, ...]:
 def rung(length: int, widths: Sequence[int]) -> int:
     """The least of ascending `widths` that holds `length` tokens."""
     return widths[bisect.bisect_left(widths, length)]
+
+
+def fine(length: int, most: int) -> int:
+    """The least multiple of `FINE`, or `most`, that holds `length` tokens; not 0."""
+    return min(most, max(FINE, -(-length // FINE) * FINE))
 
 
 def shapes_for(steps: "int | float | None") -> int:
@@ -76,11 +83,12 @@ class Shapes:
     plus the number of rungs.
 
     Args:
-        most: int, how many shapes there may be before they are used again.
+        most: int, how many shapes there may be before they are used again. None: each batch has
+            the shape that it needs.
     """
 
-    def __init__(self, most: int = MAX_SHAPES) -> None:
-        self.most = most
+    def __init__(self, most: int | None = MAX_SHAPES) -> None:
+        self.most = math.inf if most is None else most
         self.known: list[Shape] = []
 
     def plan(self, needed: "Iterable[Shape]") -> None:
@@ -89,7 +97,7 @@ class Shapes:
         Step by step, the two shapes become one whose common shape adds the least work, until there
         are no more than `most`.
         """
-        if self.known:
+        if self.known or self.most == math.inf:
             return
         counts = collections.Counter(needed)
         while len(counts) > self.most:

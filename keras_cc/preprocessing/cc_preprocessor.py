@@ -20,7 +20,7 @@ from keras_cc import options
 from keras_cc.data import pairs
 from keras_cc.data.columns import plain_text, to_columns
 from keras_cc.data.prepared import PackedRow
-from keras_cc.data.widths import ladder, rung
+from keras_cc.data.widths import fine, ladder, rung
 from keras_cc.preprocessing import templates
 from keras_cc.preprocessing.template_tokenizer import TemplateTokenizer
 
@@ -217,11 +217,17 @@ class CCPreprocessor(TemplateTokenizer):
         x = {"token_ids": token_ids, "padding_mask": padding_mask, "answer_mask": answer_mask}
         return {**x, **pivot}, y, answer_mask.astype("float32")
 
-    def widths_of(self, rows: "Sequence[PackedRow]") -> tuple[int, int]:
-        """The widths of targets and pivots that a batch of packed rows is padded to."""
+    def widths_of(self, rows: "Sequence[PackedRow]", is_fine: bool = False) -> tuple[int, int]:
+        """The widths of targets and pivots that a batch of packed rows is padded to.
+
+        Args:
+            rows: what `pack` returned, or some of it.
+            is_fine: whether they are multiples of 8 and not `widths`, where those are not given.
+        """
         longest = (max(len(row.ids) for row in rows), max(len(row.pivot) for row in rows))
         limits = (self.max_length, self.pivot_max_length)
-        widths = [self._width(n, limit) for n, limit in zip(longest, limits, strict=True)]
+        holding = fine if is_fine and self.widths is None else self._width
+        widths = [holding(n, limit) for n, limit in zip(longest, limits, strict=True)]
         return widths[0], widths[1]
 
     def width_of(self, length: int) -> int:

@@ -10,7 +10,7 @@ from keras_cc.data.batches import PreparedBatches
 from keras_cc.data.feeding import StepCounter, as_keras_data, as_scored_data
 from keras_cc.data.packing import Packing
 from keras_cc.data.sources import make_source, read_once
-from keras_cc.data.widths import shapes_for
+from keras_cc.data.widths import MAX_SHAPES, shapes_for
 from keras_cc.objectives import get_all as get_objectives
 from keras_cc.options import count
 from keras_cc.passes import pairing
@@ -331,7 +331,7 @@ class PairedTrainer(keras.Model):
             shuffle=shuffle,
             seed=seed,
             group=shuffle and packing is None,
-            most_shapes=shapes_for(steps),
+            most_shapes=shapes_for(steps) if self.jit_compile else None,
             accumulate=self._accumulation_steps(),
             alternate=any(objective.alternating for objective in self.objectives),
             align_all=self.connection is not None and self.connection.aligns_all,
@@ -471,6 +471,7 @@ class PairedTrainer(keras.Model):
             source,
             self.preprocessor,
             batch_size,
+            most_shapes=MAX_SHAPES if self.jit_compile else None,
             answers="all",
             method="an evaluation",
             split=replicas.split_of(self, training=False),
