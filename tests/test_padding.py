@@ -242,6 +242,7 @@ def test_shapes_that_are_compiled_are_few(capsys):
     """A fit of texts of all lengths: no more shapes than the cap, and the share is said once."""
     shapes = collections.Counter()
     made = model("longest", None)
+    made.jit_compile = True  # it runs eagerly all the same
 
     pad = made.preprocessor.pad
 
@@ -258,3 +259,25 @@ def test_shapes_that_are_compiled_are_few(capsys):
     assert len({(t[1], s[1]) for t, s in shapes}) <= 4 + 1  # the rows that are left over
     made.fit(ROWS, batch_size=4, verbose=0)
     assert "were padding" not in capsys.readouterr().out
+
+
+@pytest.mark.thorough
+def test_what_is_not_compiled_is_as_wide_as_it_needs():
+    made, seen = model("longest", None), []
+    pad = made.preprocessor.pad
+
+    def spy(rows, *widths):
+        x, y, weight = pad(rows, *widths)
+        seen.append((x["padding_mask"], x["pivot_padding_mask"]))
+        return x, y, weight
+
+    made.preprocessor.pad = spy
+    made.fit(ROWS, batch_size=4, seed=0, verbose=0)
+    made.evaluate(ROWS, batch_size=4, verbose=0)
+    for mask in (mask for masks in seen for mask in masks):
+        longest = int(mask.sum(axis=1).max())
+        assert mask.shape[1] == min(n for n in (*range(8, 256, 8), 256) if n >= longest)
+    made.preprocessor.widths = [40, 256]
+    seen.clear()
+    made.fit(ROWS, batch_size=4, seed=0, verbose=0)
+    assert {mask.shape[1] for masks in seen for mask in masks} == {40, 256}

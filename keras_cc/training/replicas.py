@@ -64,9 +64,9 @@ def check(model: Any, split: Split, batch_size: "int | None", accumulates: int =
         _check_strategy(model)
         if accumulates > 1 and split.parts > 1:
             raise ValueError(
-                "`gradient_accumulation_steps` must be None on several replicas of TensorFlow, "
-                "where Keras' accumulation comes to other weights than on one: take a larger "
-                "`batch_size`, or JAX or PyTorch. "
+                "`gradient_accumulation_steps` must be None on several replicas of TensorFlow: "
+                "Keras updates within `ops.cond` then, where TensorFlow lets no replica meet the "
+                "others. Take a larger `batch_size`, or JAX or PyTorch. "
                 f"Received: {accumulates} steps on {split.parts} replicas"
             )
     elif split.processes > 1:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keras_cc.data.widths import MAX_SHAPES, Shape, Shapes, ladder, rung, shapes_for, width_of
+from keras_cc.data.widths import MAX_SHAPES, Shape, Shapes, fine, ladder, rung, shapes_for, width_of
 
 pytestmark = pytest.mark.once
 
@@ -110,3 +110,12 @@ def test_no_more_than_the_rungs_are_added(most):
     for width in ladder(1024):
         shapes.holding(Shape(width, 16, 4))
     assert len(shapes.known) <= len(ladder(1024))
+
+
+def test_widths_of_what_is_not_compiled():
+    assert [fine(n, 100) for n in (0, 1, 8, 9, 96, 97, 100)] == [8, 8, 8, 16, 96, 100, 100]
+    assert fine(3, 5) == 5
+    shapes = Shapes(None)
+    needed = [Shape(8 * n, 8 + n, 4) for n in range(1, 30)]
+    shapes.plan(needed[:20])
+    assert [shapes.holding(shape) for shape in needed] == needed
