@@ -15,6 +15,7 @@ from keras_cc.data.prepared import PackedRow, PackedRows
 
 FORMAT = "keras_cc tokenized 1"
 MANIFEST = "tokenized.json"
+_KEYS = {"rows", "unanswered", "truncated", "shards", "preprocessor", "first"}  # of the manifest
 # What a record begins with: tokens of the row, of these the prompt's, tokens of the pivot, whether
 # the prompt was cut. The ids follow, the row's before the pivot's, and the row's id as text.
 _HEADER = struct.Struct("<IIIB")
@@ -70,6 +71,11 @@ class TokenizedRows:
                 for shard in manifest["shards"]
             ]
         )
+        if len(self._records) != len(self):
+            raise ValueError(
+                f"`folders` must be whole. Received: {self!r}, in whose files "
+                f"{len(self._records)} are"
+            )
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -98,7 +104,7 @@ class TokenizedRows:
                 f"model with it. Received: {self!r} and a model without a preprocessor"
             )
         _check_same(self.facts, facts_of(preprocessor), repr(self), "the model's preprocessor")
-        for start, texts in zip(self._starts, self._first_texts, strict=False):
+        for start, texts in zip(self._starts[:-1], self._first_texts, strict=True):
             if preprocessor.pack([texts]) != self.take([start]):
                 raise ValueError(
                     "Rows must have been tokenised as the model's preprocessor does: tokenise them "
@@ -114,7 +120,11 @@ def encoded(row: PackedRow, row_id: "str | None") -> bytes:
     """A row as the bytes of a record."""
     header = _HEADER.pack(len(row.ids), row.prompt_length, len(row.pivot), row.is_cut)
     ids = np.array([*row.ids, *row.pivot], "<u4").tobytes()
-    return header + ids + (b"" if row_id is None else b"\0" + row_id.encode())
+    return (
+        header
+        + ids
+        + (b"" if row_id is None else b"\0" + row_id.encode("utf-8", "backslashreplace"))
+    )
 
 
 def facts_of(preprocessor: Any) -> dict[str, Any]:
@@ -146,7 +156,7 @@ def _manifest(folder: pathlib.Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        known = isinstance(found, dict) and found.get("format") == FORMAT
+        known = isinstance(found, dict) and found.get("format") == FORMAT and set(found) >= _KEYS
     except (OSError, ValueError):
         known = False
     if not known:

@@ -10,7 +10,7 @@ import keras
 
 from keras_cc import options
 from keras_cc.data import columns, pairs, sources, tokenized
-from keras_cc.data.prepared import PackedRow
+from keras_cc.data.prepared import PackedRow, PackedRows
 from keras_cc.whole_files import whole_folder
 
 #: Rows that are tokenised at a time.
@@ -47,8 +47,10 @@ def tokenize(
         The `keras_cc.data.TokenizedRows` of the folder.
 
     Raises:
-        ValueError: for a folder that is there, for rows without texts (arrays that a preprocessor
-            made), and for a row that cannot be used, naming it: nothing is written then.
+        ValueError: for a folder that is there, for rows without texts (those that a preprocessor
+            has made arrays or tokens of), and for a row that cannot be used, naming it: nothing is
+            written then.
+        TypeError: where `preprocessor` is something else.
         ImportError: where grain is not installed.
 
     Warns:
@@ -68,6 +70,11 @@ def tokenize(
             "`folder` must not be there yet: nothing is written over. Open it with "
             f"`keras_cc.data.TokenizedRows`, or give another. Received: folder={str(folder)!r}"
         )
+    if not hasattr(preprocessor, "pack"):
+        raise TypeError(
+            "`preprocessor` must be a `keras_cc.CCPreprocessor`. "
+            f"Received: preprocessor={preprocessor!r}"
+        )
     tokenized.grain_sources()
     facts = tokenized.facts_of(preprocessor)
     source = sources.make_source(rows, CHUNK)
@@ -81,7 +88,7 @@ def tokenize(
         writer = _ShardWriter(unfinished, shard_rows)
         first = None
         for number, (raw, _) in enumerate(source.batches(0, None)):
-            if columns.is_prepared(raw) or not columns.row_count(raw):
+            if columns.is_prepared(raw) or isinstance(raw, PackedRows):
                 raise ValueError(f"`rows` must be rows of text. Received: {columns.describe(raw)}")
             packed = preprocessor.pack(raw)
             first = _texts(raw, preprocessor) if first is None else first

@@ -181,6 +181,16 @@ def test_rows_that_cannot_be_used_leave_nothing(tmp_path, bad, message):
 
 
 @pytest.mark.once
+def test_tokens_are_not_tokenised(tmp_path):
+    kept = written(tmp_path / "a")
+    with pytest.raises(ValueError, match="must be rows of text"):
+        written(tmp_path / "b", kept)
+    with pytest.raises(TypeError, match=r"`preprocessor` must be a `keras_cc.CCPreprocessor`"):
+        tokenize(ROWS, TOKENIZER, tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.once
 def test_a_process_that_dies_leaves_no_folder(tmp_path):
     def dying():
         yield from ROWS
@@ -234,12 +244,18 @@ def test_what_is_no_such_folder(tmp_path):
         TokenizedRows(tmp_path / "nowhere")
     for name, spoil in {
         "other": lambda f: (f / "tokenized.json").write_text(json.dumps({"format": "x"})),
+        "short": lambda f: (f / "tokenized.json").write_text('{"format": "keras_cc tokenized 1"}'),
         "torn": lambda f: (f / "tokenized.json").write_text('{"format": "ker'),
     }.items():
         shutil.copytree(tmp_path / "a", tmp_path / name)
         spoil(tmp_path / name)
         with pytest.raises(ValueError, match=r"has no tokenized.json of that kind"):
             TokenizedRows(tmp_path / name)
+    manifest = json.loads((tmp_path / "a" / "tokenized.json").read_text())
+    shutil.copytree(tmp_path / "a", tmp_path / "more")
+    (tmp_path / "more" / "tokenized.json").write_text(json.dumps({**manifest, "rows": 24}))
+    with pytest.raises(ValueError, match=r"more'\]: 24 rows>, in whose files 23 are"):
+        TokenizedRows(tmp_path / "more")
     shard = tmp_path / "a" / "rows-00001.array_record"
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-7])
