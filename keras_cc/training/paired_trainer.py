@@ -260,9 +260,10 @@ class PairedTrainer(keras.Model):
 
         Args:
             x: rows (a list of dicts, or a dict of columns), preprocessed arrays (with `y`
-                and `sample_weight`), or any source of rows or batches: a `tf.data.Dataset`,
-                a grain dataset, a generator, a `keras.utils.PyDataset`, a torch
-                `DataLoader`; see `keras_cc.data.batches.PreparedBatches`.
+                and `sample_weight`), `keras_cc.data.TokenizedRows`, or any source of rows or
+                batches: a `tf.data.Dataset`, a grain dataset, a generator, a
+                `keras.utils.PyDataset`, a torch `DataLoader`; see
+                `keras_cc.data.batches.PreparedBatches`.
             y: int array `(N, T)`, next tokens, where `x` is a dict of arrays.
             batch_size: int, for lists, arrays and sources of single rows. Default 32.
             epochs: int.

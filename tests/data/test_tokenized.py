@@ -128,6 +128,23 @@ def test_batches_are_those_of_the_rows(tmp_path, options, padding):
     assert rows.describe([0, 17]) == tokens.describe([0, 17]) == ["r0", "r17"]
 
 
+@pytest.mark.once
+def test_a_pass_goes_on_where_it_was_ended(tmp_path):
+    kept = written(tmp_path / "a")
+    found = []
+    for source in (ROWS, kept):
+        begun = PreparedBatches(source, preprocessor(), 4, shuffle=True, seed=3, group=True)
+        list(begun)
+        begun.step += 2  # two batches of the second pass
+        made = PreparedBatches(source, preprocessor(), 4, shuffle=True, seed=3, group=True)
+        made.go_on(begun.position())
+        found.append([batch[0] for batch in made])
+    assert len(found[0]) == len(found[1]) == 4
+    for own, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(own["row_ids"], other["row_ids"])
+        np.testing.assert_array_equal(own["token_ids"], other["token_ids"])
+
+
 def model(objective=None):
     keras.utils.set_random_seed(2)
     causal_lm = tiny.causal_lm("llama3", vocabulary_size=TOKENIZER.vocabulary_size())
