@@ -132,9 +132,12 @@ def test_raw_rows_train_as_the_arrays_that_the_preprocessor_makes_of_them(family
             source = {"x": x, "y": y, "sample_weight": weights}
         history = model.fit(**source, batch_size=3, shuffle=False, verbose=0).history
         results.append((history, connected.weights(model)))
+    # To rounding: rows are padded to what they need, where no shape is compiled.
     (raw_history, raw_weights), (history, weights) = results
-    assert raw_history == history
-    connected.assert_weights_equal(raw_weights, weights, atol=0)
+    assert raw_history.keys() == history.keys()
+    for name, values in history.items():
+        assert raw_history[name] == pytest.approx(values, rel=1e-5), name
+    connected.assert_weights_equal(raw_weights, weights, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.thorough
