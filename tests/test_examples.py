@@ -380,7 +380,7 @@ def test_benchmark(monkeypatch, tmp_path):
     assert json.loads((tmp_path / "benchmark.json").read_text()) == json.loads(json.dumps(record))
     assert f"KerasHub's fit, {backend}" in (tmp_path / "benchmark.md").read_text()
     if backend == "jax":
-        apart = benchmark.apart(arguments)
+        apart = benchmark.apart(dataclasses.replace(arguments, batch_size=4))
         assert apart.keys() == {2, 4} and max(apart.values()) < 1e-5
     large = benchmark.run(arguments, "large", backend)
     assert large["tokens_per_second"] > 0 and large["share"] > 0
