@@ -243,7 +243,7 @@ def test_shapes_that_are_compiled_are_few(capsys):
     """A fit of texts of all lengths: no more shapes than the cap, and the share is said once."""
     shapes = collections.Counter()
     made = model("longest", None)
-    made.jit_compile = True  # it runs eagerly all the same
+    made.jit_compile = True  # on TensorFlow it runs eagerly all the same
 
     pad = made.preprocessor.pad
 

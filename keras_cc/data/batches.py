@@ -341,7 +341,7 @@ class PreparedBatches:
         """
         source = self._source
         if self.answers == "any" or not isinstance(source, sources.IndexedSource):
-            return 0
+            return 0  # nothing to refuse, or nothing known before it is read
         if source.is_answered:
             return 0
         found: list[int] = []

@@ -42,6 +42,7 @@ class TokenizedRows:
         ValueError: for a folder that is not such a one or lacks a part of a file, and for folders
             of different preprocessors.
         ImportError: where grain is not installed, which reads the files.
+        RuntimeError: later, where a row is read whose bytes are damaged.
 
     Example:
 
