@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import gc
 import os
 import shutil
 import subprocess
@@ -110,7 +111,11 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="module", autouse=True)
 def memory_given_back():
-    """What a file compiled is of no use to the next one, and in a long run it is gigabytes."""
+    """What a file compiled is of no use to the next one, and in a long run it is gigabytes.
+
+    What stays all the same (TensorFlow's functions do) is not looked through again: a full
+    collection of a process that has grown takes seconds, and Keras' `quantize` asks for many.
+    """
     import keras
 
     yield
@@ -119,6 +124,7 @@ def memory_given_back():
         import jax
 
         jax.clear_caches()
+    gc.freeze()
 
 
 @pytest.fixture

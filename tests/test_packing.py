@@ -97,6 +97,7 @@ def test_every_family(family):
     ],
     ids=str,
 )
+@pytest.mark.thorough("{'alignment': 'last'}")
 def test_every_option(options):
     check_alike(connection=FusedConnection(**{"dropout": 0.0, **options}))
 
@@ -113,6 +114,7 @@ def test_every_option(options):
     ],
     ids=str,
 )
+@pytest.mark.thorough
 def test_what_is_beside_it(options):
     check_alike(**options)
 

@@ -50,6 +50,7 @@ def test_it_learns_as_the_float_model_does(mode, family):
 
 @pytest.mark.parametrize("options", [{"rematerialize": True}, {}], ids=str)
 @pytest.mark.parametrize("connection", [None, FusedConnection(dropout=0.0)], ids=["sft", "cc"])
+@pytest.mark.thorough("cc-{}")
 def test_with_what_is_beside_it(connection, options):
     _, found = trained("int8", "llama3", connection, **options)
     assert found[-1] < 0.95 * found[0]

@@ -67,12 +67,14 @@ def test_every_family(family):
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case != "fused"])
+@pytest.mark.thorough("full", "selected")
 def test_every_connection(case):
     check_alike("llama3", CASES[case], **connected.QUICK)
 
 
 @pytest.mark.parametrize("case", ["full", "objectives"])
 @pytest.mark.skipif(keras.backend.backend() == "torch", reason="runs eagerly")
+@pytest.mark.thorough("full")
 def test_compiled(case):
     check_alike("llama3", CASES[case])
 

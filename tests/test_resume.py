@@ -84,7 +84,7 @@ HOW = {
 }
 
 
-@pytest.mark.thorough("accumulated", "ema")
+@pytest.mark.thorough("accumulated")
 @pytest.mark.parametrize("how", HOW)
 def test_it_goes_on_as_if_it_had_not_been_ended(how, tmp_path):
     # Within an epoch, after the first step, at the end of one, and twice in one.
@@ -92,7 +92,7 @@ def test_it_goes_on_as_if_it_had_not_been_ended(how, tmp_path):
     check(tmp_path, ends, HOW[how], validation_data=ROWS[:2])
 
 
-@pytest.mark.thorough("5")
+@pytest.mark.thorough
 @pytest.mark.parametrize("end", [2, 5, 7, 10])
 def test_a_group_of_accumulated_steps_goes_on_across_epochs(end, tmp_path):
     check(tmp_path, (end,), {"accumulate": 3})
@@ -111,7 +111,7 @@ def test_own_answers_are_those_from_before(tmp_path):
     check(tmp_path, (4, 7), {"objectives": (objective,)}, rows=PAIRS)
 
 
-@pytest.mark.thorough("2")
+@pytest.mark.thorough
 @pytest.mark.parametrize("epoch_steps", [1, 2])
 def test_epochs_that_are_a_part_of_a_pass(epoch_steps, tmp_path):
     check(tmp_path, (1, 3, 5), steps_per_epoch=epoch_steps, epochs=6)
@@ -140,6 +140,7 @@ def endless():
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")  # Keras', of each generator
 @pytest.mark.parametrize("stream", STREAMS)
 @pytest.mark.parametrize("accumulate", [None, 3])
+@pytest.mark.thorough("3-re-iterable")
 def test_streams(stream, accumulate, tmp_path):
     make_rows, options = STREAMS[stream]
     ends = (1, 3) if options.get("epochs") == 1 else (1, 5)
@@ -158,6 +159,7 @@ def test_streams(stream, accumulate, tmp_path):
     assert_same(state_of(found), state_of(whole))
 
 
+@pytest.mark.thorough
 def test_a_generator_of_several_epochs_is_kept_at_their_ends(tmp_path):
     many = [*ROWS] * EPOCHS
     whole = make()
@@ -171,6 +173,7 @@ def test_a_generator_of_several_epochs_is_kept_at_their_ends(tmp_path):
     assert_same(state_of(found), state_of(whole))
 
 
+@pytest.mark.thorough
 def test_what_is_trained_comes_once_an_epoch(tmp_path):
     seen = []
     note = NoteRows(lambda *step: seen.append(step))
@@ -185,6 +188,7 @@ def test_what_is_trained_comes_once_an_epoch(tmp_path):
         assert sorted(rows) == list(range(len(ROWS)))
 
 
+@pytest.mark.thorough
 def test_a_training_begins_and_ends_once_to_its_callbacks(tmp_path, capsys):
     kept = Checkpoints(tmp_path, steps=1)
     with pytest.raises(Ends):

@@ -146,6 +146,7 @@ class Stop(keras.callbacks.Callback):
 
 
 @pytest.mark.parametrize("alternate", [False, True])
+@pytest.mark.thorough("True")
 def test_an_accumulation_group_goes_on_where_it_was(alternate, tmp_path):
     """Micro-batches of other lengths, so that a group that began elsewhere has other weights."""
 

@@ -332,6 +332,7 @@ class Rows:
 
 
 @pytest.mark.parametrize("name", SCORED)
+@pytest.mark.thorough("rows")
 def test_each_evaluation_begins_at_the_first_row(name):
     model = plain_model()
     first = [model.evaluate(ROWS[:n], batch_size=1, verbose=0) for n in (1, 2, 3)]
@@ -352,6 +353,7 @@ def test_more_validation_steps_than_there_are_is_said():
     np.testing.assert_allclose(found, [found[0]] * 3, rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_a_generator_is_read_once_and_no_further_than_it_is_scored():
     model, read = plain_model(), []
 

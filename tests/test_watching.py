@@ -77,6 +77,7 @@ def test_gates_that_are_stuck(end, word):
     assert watch(FALLING, gate=np.full(STEPS, end)) == []  # they were made so
 
 
+@pytest.mark.thorough
 def test_fit_says_it():
     model = long_run.make()
     model.compile(keras.optimizers.Adam(0.003), **long_run.QUICK)

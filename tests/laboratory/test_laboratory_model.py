@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tiny
+from backend_tools import run_python
 
 import keras_cc
 import keras_cc.demo
@@ -221,10 +222,14 @@ def test_a_cell_of_the_laboratory(task, tokenizer, monkeypatch):
 
 
 @pytest.mark.large
-def test_the_laboratory_knows_its_facts_and_understands_a_question():
+def test_the_laboratory_knows_its_facts_and_understands_a_question(monkeypatch):
     """Of the real one: English and the others' own facts, and nothing that it was not told."""
     from keras_cc.laboratory import corpus, languages
 
+    # If it is to be trained: by a process that JAX makes fast, as it does not make those of tests.
+    for name in ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS"):
+        monkeypatch.delenv(name, raising=False)
+    run_python("import keras_cc.demo; keras_cc.demo.laboratory()", timeout=1800)
     causal_lm, _ = keras_cc.demo.load("laboratory")
     preprocessor = keras_cc.CCPreprocessor(causal_lm.preprocessor, 24, template="{instruction}\n")
     model = keras_cc.CCCausalLM(causal_lm, None, preprocessor=preprocessor)
