@@ -8,7 +8,7 @@ Each measurement is a process of its own; the two of a row are measured in turn,
 the machine's speed meets both, and a ratio is taken within each turn (median, lowest, highest). A
 row whose library is not there is left out, and said. The result lies in `--output`, as JSON too.
 With `--turns 2` and SmolLM2 on 2 CPU cores, `--rows stock transformers published merged pipeline`
-took half an hour; growth and the epoch take longer.
+took half an hour, `growth` 20 minutes and `devices` 6.
 
 Beside what `benchmark_step.py` measures:
 
@@ -267,8 +267,8 @@ def on_devices(args):
         with spread.scope():
             connection = keras_cc.FusedConnection(dropout=0.0)
             model = keras_cc.CCCausalLM(benchmark_step.make_model(args.model), connection)
-            # At 1e-4 SmolLM2's steps blow rounding up, on one device as well: rows in another
-            # order are 1e-4 of the loss apart after two steps.
+            # At 1e-4 SmolLM2's steps blow rounding up on one device as well: with its rows in
+            # another order, the second epoch's alignment loss is 6e-3 of it apart.
             model.compile(keras.optimizers.SGD(1e-5))
             size = model.causal_lm.backbone.vocabulary_size
             x, y, weights = benchmark_step.pairs(args, size)
