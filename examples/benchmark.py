@@ -8,7 +8,7 @@ Each measurement is a process of its own; the two of a row are measured in turn,
 the machine's speed meets both, and a ratio is taken within each turn (median, lowest, highest). A
 row whose library is not there is left out, and said. The result lies in `--output`, as JSON too.
 With `--turns 2` and SmolLM2 on 2 CPU cores, `--rows stock transformers published merged pipeline`
-took half an hour, `growth` 20 minutes and `devices` 6.
+took half an hour, `growth` some 24 minutes and `devices` 6.
 
 Beside what `benchmark_step.py` measures:
 
