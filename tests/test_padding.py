@@ -237,7 +237,7 @@ def test_answers_are_those_of_max_length(kind):
     assert len(set(seen[0])) == 3
 
 
-@pytest.mark.thorough
+@pytest.mark.large
 @pytest.mark.skipif(connected.BACKEND == "torch", reason="compiles, where it is told to")
 def test_shapes_that_are_compiled_are_few(capsys):
     """A fit of texts of all lengths: no more shapes than the cap, and the share is said once."""

@@ -72,9 +72,8 @@ def test_every_connection(case):
     check_alike("llama3", CASES[case], **connected.QUICK)
 
 
-@pytest.mark.parametrize("case", ["full", "objectives"])
+@pytest.mark.parametrize("case", ["full", pytest.param("objectives", marks=pytest.mark.large)])
 @pytest.mark.skipif(keras.backend.backend() == "torch", reason="runs eagerly")
-@pytest.mark.thorough("full")
 def test_compiled(case):
     check_alike("llama3", CASES[case])
 
